@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention and cross-entropy for JAX, with segments and dropout that works in training.
+
+Needs jax and jaxtyping alone, and knows nothing of transformer_jax.
+"""
+
+from attention_kernels.attention import attention
+from attention_kernels.cross_entropy import CrossEntropySums, linear_cross_entropy
+from attention_kernels.dropout import dropout, dropout_bits, fold
+from attention_kernels.reference import attention_weights
+
+__all__ = [
+    "CrossEntropySums",
+    "attention",
+    "attention_weights",
+    "dropout",
+    "dropout_bits",
+    "fold",
+    "linear_cross_entropy",
+]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one door to attention: same arguments, same dropped entries, whichever implementation runs."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Integer
+
+from attention_kernels import reference
+from attention_kernels.dropout import dropout_bits, keep_mask
+
+
+def attention(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H V"],
+    *,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
+    causal: bool = False,
+    dropout_rate: float = 0.0,
+    dropout_seed: Integer[Array, ""] | None = None,
+    row_ids: Int[Array, " B"] | None = None,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "B T H V"]:
+    """Scaled dot-product attention (section 3.2.1, equation 1) with segments and dropout.
+
+    Args:
+      query, key, value: any float dtype; the output has the query's.
+      query_segments, key_segments: a query sees the keys of its own segment only; segment 0 is
+        padding, whose output is zero. None: everything is one segment.
+      causal: a query sees no key to its right.
+      dropout_rate: the share of attention weights that is dropped; needs `dropout_seed`.
+      dropout_seed: an integer scalar, may be traced.
+      row_ids: each row's number in the global batch (default: 0, 1, ...); see `dropout.py`.
+      scale: of the scores; default 1 / sqrt(K).
+      implementation: "reference" (float32, the oracle), "xla" (products in the inputs' dtype,
+        softmax in float32), or None: the best one here.
+
+    Raises:
+      ValueError: the implementation is unknown, or dropout is asked for without a seed.
+    """
+    implementation = implementation or "xla"
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation={implementation!r}; known are {', '.join(_IMPLEMENTATIONS)} and None"
+        )
+    if dropout_rate > 0.0 and dropout_seed is None:
+        raise ValueError("dropout_rate > 0 needs a dropout_seed")
+    if row_ids is None:
+        row_ids = jnp.arange(query.shape[0])
+    return _IMPLEMENTATIONS[implementation](
+        query,
+        key,
+        value,
+        query_segments=query_segments,
+        key_segments=key_segments,
+        causal=causal,
+        dropout_rate=dropout_rate,
+        dropout_seed=dropout_seed,
+        row_ids=row_ids,
+        scale=scale,
+    )
+
+
+def _xla(
+    query,
+    key,
+    value,
+    *,
+    query_segments,
+    key_segments,
+    causal,
+    dropout_rate,
+    dropout_seed,
+    row_ids,
+    scale,
+):
+    """Two matrix products and a softmax, left to XLA."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    mask = reference.visible(query.shape[1], key.shape[1], query_segments, key_segments, causal)
+    scores = jnp.einsum("bthk,bshk->bhts", query * scale, key, preferred_element_type=jnp.float32)
+    # Finite, so that a query without keys gives no NaN; its output is cleared below.
+    lowest = jnp.finfo(jnp.float32).min
+    weights = jax.nn.softmax(jnp.where(mask, scores, lowest), axis=-1)
+    if dropout_rate > 0.0:
+        keep = keep_mask(dropout_bits(dropout_seed, row_ids, *weights.shape[1:]), dropout_rate)
+        weights = jnp.where(keep, weights / (1.0 - dropout_rate), 0.0)
+    weights = jnp.where(mask, weights, 0.0).astype(value.dtype)
+    return jnp.einsum("bhts,bshv->bthv", weights, value)
+
+
+_IMPLEMENTATIONS = {"reference": reference.attention, "xla": _xla}

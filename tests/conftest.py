@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared by all tests: eight virtual CPU devices, shape checks, small configs."""
+
+import os
+
+# Before anything imports JAX.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from pathlib import Path
+
+import hypothesis
+import jaxtyping
+import ml_collections
+import numpy as np
+import pytest
+
+# Every annotated shape of our own packages is checked in the tests, and only there.
+jaxtyping.install_import_hook(
+    ["transformer_jax.model", "transformer_jax.training", "attention_kernels"],
+    "beartype.beartype",
+).__enter__()
+
+from transformer_jax.config import default_config
+from transformer_jax.data.batch import Batch, Tokens
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
+hypothesis.settings.load_profile("default")
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def multi30k() -> Path:
+    """The folder of the real corpus that some tests use; they skip without it."""
+    folder = SHARED_DATA / "multi30k"
+    if not folder.is_dir():
+        pytest.skip("Multi30k is not at ../shared/data/multi30k")
+    return folder
+
+
+@pytest.fixture
+def small_config() -> ml_collections.ConfigDict:
+    """A model whose sizes are distinct and small, on the phrasebook."""
+    config = default_config()
+    config.model.num_layers = 2
+    config.model.d_model = 24
+    config.model.d_ff = 40
+    config.model.num_heads = 4
+    config.model.d_k = 6
+    config.model.d_v = 10
+    config.data.source = "phrasebook"
+    config.data.vocab_size = 96
+    config.data.max_length = 32
+    config.data.batch_tokens = 512
+    config.optimizer.warmup_steps = 10
+    return config
+
+
+def random_tokens(
+    rng: np.random.Generator, rows: int, length: int, vocabulary: int, sentences: int = 3
+) -> Tokens:
+    """Rows of `sentences` packed sentences of random lengths, then padding."""
+    segments = np.zeros((rows, length), np.int32)
+    positions = np.zeros((rows, length), np.int32)
+    for row in range(rows):
+        start = 0
+        for segment in range(1, sentences + 1):
+            size = int(rng.integers(1, length // sentences + 1))
+            segments[row, start : start + size] = segment
+            positions[row, start : start + size] = np.arange(size)
+            start += size
+    ids = np.where(segments > 0, rng.integers(1, vocabulary, (rows, length)), 0).astype(np.int32)
+    return Tokens(ids, segments, positions)
+
+
+def random_batch(
+    seed: int, rows: int = 4, source_length: int = 17, target_length: int = 13, vocabulary: int = 96
+) -> Batch:
+    """A packed batch of random tokens."""
+    rng = np.random.default_rng(seed)
+    return Batch(
+        random_tokens(rng, rows, source_length, vocabulary),
+        random_tokens(rng, rows, target_length, vocabulary),
+        np.arange(rows, dtype=np.int32),
+    )

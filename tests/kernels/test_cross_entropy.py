@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused cross-entropy against optax on whole logits, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from attention_kernels import linear_cross_entropy
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def optax_loss(x, embedding, labels, weights, smoothing):
+    logits = x @ embedding.T
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, embedding.shape[0]), smoothing)
+    return jnp.sum(weights * optax.softmax_cross_entropy(logits, targets))
+
+
+def example(seed, tokens, width, vocabulary):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return (
+        jax.random.normal(keys[0], (tokens, width)),
+        jax.random.normal(keys[1], (vocabulary, width)),
+        jax.random.randint(keys[2], (tokens,), 0, vocabulary),
+        jax.random.bernoulli(keys[3], 0.7, (tokens,)).astype(jnp.float32),
+    )
+
+
+@given(
+    seed=st.integers(0, 99),
+    tokens=st.integers(1, 23),
+    vocabulary=st.integers(2, 37),
+    smoothing=st.sampled_from([0.0, 0.1, 0.3]),
+    chunk=st.sampled_from([None, 0, 1, 5, 8, 64]),
+)
+def test_equals_optax_for_any_chunk(seed, tokens, vocabulary, smoothing, chunk):
+    x, embedding, labels, weights = example(seed, tokens, 7, vocabulary)
+
+    def ours(x, embedding):
+        return linear_cross_entropy(
+            x, embedding, labels, label_smoothing=smoothing, weights=weights, chunk=chunk
+        ).loss
+
+    loss, gradients = jax.value_and_grad(ours, argnums=(0, 1))(x, embedding)
+    expected, expected_gradients = jax.value_and_grad(optax_loss, argnums=(0, 1))(
+        x, embedding, labels, weights, smoothing
+    )
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours(x, embedding), expected, rtol=1e-5, atol=1e-5)
+    for ours_, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours_, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_counts_what_the_model_would_have_chosen():
+    embedding = jnp.eye(3)
+    x = jnp.array([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0], [9.0, 0, 0]])
+    sums = linear_cross_entropy(
+        x, embedding, jnp.array([0, 1, 0, 0]), weights=jnp.array([1.0, 1, 1, 0]), chunk=2
+    )
+    assert sums.correct == 2.0
+
+
+def test_unsmoothed_sum_is_reported_beside_the_smoothed():
+    x, embedding, labels, weights = example(0, 11, 7, 19)
+    smoothed = linear_cross_entropy(x, embedding, labels, label_smoothing=0.1, weights=weights)
+    plain = linear_cross_entropy(x, embedding, labels, weights=weights)
+    np.testing.assert_allclose(smoothed.negative_log_likelihood, plain.loss, rtol=1e-6)
+    assert smoothed.loss != plain.loss
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 37_000])
+def test_chunks_never_hold_all_logits(vocabulary):
+    """The compiled gradient's temporary memory stays below the size of the full logits."""
+    x, embedding, labels, _ = example(0, 4096, 8, vocabulary)
+
+    def temporary_bytes(chunk):
+        loss = lambda x, e: linear_cross_entropy(x, e, labels, chunk=chunk).loss  # noqa: E731
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, embedding).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    logits = 4 * 4096 * vocabulary
+    assert temporary_bytes(256) < logits / 3
+    assert temporary_bytes(None) >= logits, "the control: without chunks the logits are all there"
+
+
+def test_bfloat16_inputs_keep_float32_sums():
+    x, embedding, labels, _ = example(0, 512, 16, 50)
+    exact = linear_cross_entropy(x, embedding, labels, chunk=64)
+    rough = linear_cross_entropy(x.astype(jnp.bfloat16), embedding, labels, chunk=64)
+    assert rough.loss.dtype == jnp.float32
+    np.testing.assert_allclose(rough.loss, exact.loss, rtol=2e-2)
