@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Transformer: section 3, figure 1."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.data.batch import Batch, Tokens
+from transformer_jax.model.embeddings import Embedding
+from transformer_jax.model.layers import FeedForward, MultiHeadAttention, Residual, layer_norm
+from transformer_jax.model.noise import Noise, at, dropout
+
+KeysValues = tuple[Array, Array]
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype that config.model.dtype means here; "auto" is float32 on a CPU, else bfloat16."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+class EncoderLayer(nnx.Module):
+    """One encoder layer: figure 1 (left), section 3.1."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        """Two sublayers."""
+        self.self_attention = MultiHeadAttention(config, dtype, rngs=rngs)
+        self.self_attention_residual = Residual(config, dtype, rngs=rngs)
+        self.feed_forward = FeedForward(config, dtype, rngs=rngs)
+        self.feed_forward_residual = Residual(config, dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], noise: Noise | None
+    ) -> Float[Array, "B S D"]:
+        """Self-attention within each segment, then the feed-forward."""
+        x = self.self_attention_residual(
+            x,
+            lambda y: self.self_attention(y, y, segments, segments, noise=at(noise, 0)),
+            at(noise, 1),
+        )
+        return self.feed_forward_residual(
+            x, lambda y: self.feed_forward(y, noise=at(noise, 2)), at(noise, 3)
+        )
+
+
+class DecoderLayer(nnx.Module):
+    """One decoder layer: figure 1 (right), section 3.1."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        """Three sublayers."""
+        self.self_attention = MultiHeadAttention(config, dtype, rngs=rngs)
+        self.self_attention_residual = Residual(config, dtype, rngs=rngs)
+        self.cross_attention = MultiHeadAttention(config, dtype, rngs=rngs)
+        self.cross_attention_residual = Residual(config, dtype, rngs=rngs)
+        self.feed_forward = FeedForward(config, dtype, rngs=rngs)
+        self.feed_forward_residual = Residual(config, dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S D"],
+        target_segments: Int[Array, "B T"],
+        source_segments: Int[Array, "B S"],
+        noise: Noise | None,
+    ) -> Float[Array, "B T D"]:
+        """Causal self-attention, attention over the encoder's output, feed-forward."""
+        x = self.self_attention_residual(
+            x,
+            lambda y: self.self_attention(
+                y, y, target_segments, target_segments, causal=True, noise=at(noise, 0)
+            ),
+            at(noise, 1),
+        )
+        x = self.cross_attention_residual(
+            x,
+            lambda y: self.cross_attention(
+                y, memory, target_segments, source_segments, noise=at(noise, 2)
+            ),
+            at(noise, 3),
+        )
+        return self.feed_forward_residual(
+            x, lambda y: self.feed_forward(y, noise=at(noise, 4)), at(noise, 5)
+        )
+
+    def step(
+        self,
+        x: Float[Array, "B W D"],
+        position: Int[Array, ""],
+        cache: KeysValues,
+        cross: KeysValues,
+        source_segments: Int[Array, "B S"],
+    ) -> tuple[Float[Array, "B W D"], KeysValues]:
+        """One position of W hypotheses a sentence; `cache` gains the position's keys and values."""
+        batch, width, d_model = x.shape
+
+        def self_attention(y: Float[Array, "B W D"]) -> Float[Array, "B W D"]:
+            nonlocal cache
+            flat = y.reshape(batch * width, 1, d_model)
+            new = [
+                entry.reshape(batch, width, 1, *entry.shape[2:])
+                for entry in self.self_attention.project_keys(flat)
+            ]  # [B, W, 1, H, K or V]
+            cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, entry, position, axis=2)
+                for old, entry in zip(cache, new, strict=True)
+            )
+            keys, values = (entry.reshape(batch * width, *entry.shape[2:]) for entry in cache)
+            seen = (jnp.arange(keys.shape[1]) <= position).astype(jnp.int32)
+            out = self.self_attention.attend(
+                flat,
+                keys,
+                values,
+                jnp.ones((batch * width, 1), jnp.int32),
+                jnp.broadcast_to(seen, keys.shape[:2]),
+            )
+            return out.reshape(batch, width, d_model)
+
+        def cross_attention(y: Float[Array, "B W D"]) -> Float[Array, "B W D"]:
+            # The hypotheses of a sentence share its keys: they stand where queries stand.
+            ones = jnp.ones((batch, width), jnp.int32)
+            return self.cross_attention.attend(y, *cross, ones, source_segments)
+
+        x = self.self_attention_residual(x, self_attention, None)
+        x = self.cross_attention_residual(x, cross_attention, None)
+        return self.feed_forward_residual(x, self.feed_forward, None), cache
+
+
+class Transformer(nnx.Module):
+    """Encoder and decoder over one shared embedding: section 3, figure 1.
+
+    Evaluation is the default; training passes `noise`. Weights are float32, the computation runs in
+    config.dtype, logits are float32.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Random weights, from the stream `params` of rngs."""
+        dtype = compute_dtype(config.dtype)
+        self.config = config
+        self.embedding = Embedding(config, dtype, rngs=rngs)
+        layers = range(config.num_layers)
+        self.encoder = nnx.List([EncoderLayer(config, dtype, rngs=rngs) for _ in layers])
+        self.decoder = nnx.List([DecoderLayer(config, dtype, rngs=rngs) for _ in layers])
+        # Post-norm ends every layer with a normalisation; pre-norm needs one more at the end.
+        pre = config.norm_position == "pre"
+        self.encoder_norm = layer_norm(config, dtype, rngs=rngs) if pre else None
+        self.decoder_norm = layer_norm(config, dtype, rngs=rngs) if pre else None
+
+    def __call__(self, batch: Batch, *, noise: Noise | None = None) -> Float[Array, "B T VOCAB"]:
+        """Logits of every target token, given the source and the target tokens before it."""
+        return self.logits(self.hidden(batch, noise=noise))
+
+    def hidden(self, batch: Batch, *, noise: Noise | None = None) -> Float[Array, "B T D"]:
+        """The decoder's output, which `logits` projects on the vocabulary."""
+        memory = self.encode(batch.source, noise=noise)
+        return self.decode(batch.target, memory, batch.source.segments, noise=noise)
+
+    def encode(self, source: Tokens, *, noise: Noise | None = None) -> Float[Array, "B S D"]:
+        """The encoder's output for the source tokens."""
+        x = self._with_positions(self.embedding.embed(source.ids), source.positions)
+        x = dropout(x, self.config.dropout, at(noise, 0))
+        for number, layer in enumerate(self.encoder):
+            x = layer(x, source.segments, at(noise, 2 + 2 * number))
+        return x if self.encoder_norm is None else self.encoder_norm(x)
+
+    def decode(
+        self,
+        target: Tokens,
+        memory: Float[Array, "B S D"],
+        source_segments: Int[Array, "B S"],
+        *,
+        noise: Noise | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The decoder's output at every target token, from the tokens to its left."""
+        shifted = jnp.pad(self.embedding.embed(target.ids), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        first = target.positions[..., None] == 0  # a sentence's first input is the zero vector
+        x = self._with_positions(jnp.where(first, 0, shifted), target.positions)
+        x = dropout(x, self.config.dropout, at(noise, 1))
+        for number, layer in enumerate(self.decoder):
+            x = layer(x, memory, target.segments, source_segments, at(noise, 3 + 2 * number))
+        return x if self.decoder_norm is None else self.decoder_norm(x)
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... VOCAB"]:
+        """Scores of every vocabulary entry, before the softmax; float32."""
+        return self.embedding.logits(hidden)
+
+    def cross_cache(self, memory: Float[Array, "B S D"]) -> list[KeysValues]:
+        """Every decoder layer's keys and values of the encoder's output, made once a sentence."""
+        return [layer.cross_attention.project_keys(memory) for layer in self.decoder]
+
+    def empty_cache(self, batch: int, width: int, length: int) -> list[KeysValues]:
+        """Room for `length` positions of `width` hypotheses a sentence, each [B, W, L, H, K or V]."""
+        config, dtype = self.config, compute_dtype(self.config.dtype)
+        shape = (batch, width, length, config.num_heads)
+        return [
+            (jnp.zeros((*shape, config.d_k), dtype), jnp.zeros((*shape, config.d_v), dtype))
+            for _ in self.decoder
+        ]
+
+    def decode_step(
+        self,
+        ids: Int[Array, "B W"],
+        position: Int[Array, ""],
+        cache: list[KeysValues],
+        cross: list[KeysValues],
+        source_segments: Int[Array, "B S"],
+    ) -> tuple[Float[Array, "B W VOCAB"], list[KeysValues]]:
+        """Logits of the token at `position`, given the tokens before it.
+
+        Args:
+          ids: the tokens at position - 1; ignored at position 0, whose input is the zero vector.
+          position: the same for all hypotheses.
+          cache: keys and values of the earlier positions, from `empty_cache` or the last step.
+          cross: from `cross_cache`.
+          source_segments: 0 where the source is padding.
+        """
+        x = jnp.where(position == 0, 0, self.embedding.embed(ids))
+        longest = cache[0][0].shape[2]
+        x = self._with_positions(x, jnp.broadcast_to(position, ids.shape), longest)
+        new_cache = []
+        for layer, keys_values, cross_keys_values in zip(self.decoder, cache, cross, strict=True):
+            x, keys_values = layer.step(
+                x, position, keys_values, cross_keys_values, source_segments
+            )
+            new_cache.append(keys_values)
+        x = x if self.decoder_norm is None else self.decoder_norm(x)
+        return self.logits(x), new_cache
+
+    def _with_positions(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], longest: int | None = None
+    ) -> Float[Array, "B T D"]:
+        return x + self.embedding.encode_positions(positions, longest or positions.shape[1])
