@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which sentences share a row and which rows share a batch: section 5.1, "batches of similar length".
+
+Several sentences stand in one row (packing), so that few positions are padding although batches
+have few shapes: a row has one of the lengths 64, 128, ... up to the longest allowed, the same on
+both sides. The plan of an epoch is computed, not remembered:
+
+    window    a fixed part of the corpus, small enough to be planned in a moment
+    cell      all sentence pairs of a window with the same two lengths
+    pattern   a multiset of cells that fills a row well, used as often as the cells allow
+    batch     rows of one length, `batch_tokens` positions a side
+
+Patterns depend on lengths alone, so every epoch has the same number of batches, and finding the
+batch of a step needs no walk through the steps before it. Which pair of a cell stands where, and
+the order of batches and windows, is drawn anew in every epoch from (seed, epoch).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from transformer_jax.data.batch import Batch, Tokens
+
+_WINDOW = 2**17  # pairs that are planned together
+_SHORTEST_ROW = 64  # tokens
+_CELL = 2**16  # a cell is source length * _CELL + target length
+# How many tokens of size a token of imbalance outweighs: 0.5 fills 96.8 % of Multi30k's positions,
+# 0 fills 94.3 %, 2 fills 95.9 %.
+_BALANCE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedBatch:
+    """The pairs of one batch, by row."""
+
+    row_length: int
+    rows: list[list[int]]  # indices of pairs; an empty list is a row of padding
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pattern:
+    """Rows that hold pairs of the same lengths: `cells[i]` is drawn `times` times for each i."""
+
+    row_length: int
+    cells: list[int]
+    times: int
+
+
+class BatchPlan:
+    """The batches of a corpus as a function of (seed, step)."""
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        batch_tokens: int,
+        max_length: int,
+        seed: int,
+        rows_multiple: int = 1,
+        shuffle: bool = True,
+    ):
+        """Nothing is computed before the first batch is asked for.
+
+        Args:
+          lengths: [n, 2], each pair's source and target tokens, none more than `max_length`.
+          batch_tokens: source positions of a batch, and as many target positions.
+          max_length: the longest row.
+          seed: of the shuffling.
+          rows_multiple: every batch's number of rows is a multiple of this.
+          shuffle: False: one fixed order, for evaluation.
+        """
+        self._lengths, self._seed, self._shuffle = lengths, seed, shuffle
+        self._windows = -(-len(lengths) // _WINDOW)
+        self._row_lengths = row_lengths(max_length)
+        self._rows_of = {
+            length: max(1, batch_tokens // length // rows_multiple) * rows_multiple
+            for length in self._row_lengths
+        }
+        # Plans are recomputed when asked for again; the few last ones are kept.
+        self._patterns = functools.lru_cache(maxsize=4)(self._plan_window)
+        self._batches = functools.lru_cache(maxsize=4)(self._fill_window)
+        self._counts: dict[int, int] = {}  # batches of each window that was planned
+
+    def batch(self, step: int) -> PlannedBatch:
+        """The batch of a step, for any step from 0 on."""
+        epoch, first = 0, 0
+        if len(self._counts) == self._windows:
+            epoch, step = divmod(step, self.batches_per_epoch())
+        while True:
+            for window in self._order(epoch):
+                if step < first + self._count(window):
+                    return self._batches(epoch, window)[step - first]
+                first += self._count(window)
+            epoch += 1
+
+    def batches_per_epoch(self) -> int:
+        """How many batches one pass over the corpus has; plans all of it."""
+        return sum(self._count(window) for window in range(self._windows))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if not self._shuffle:
+            return np.arange(self._windows)
+        return np.random.default_rng((self._seed, epoch)).permutation(self._windows)
+
+    def _count(self, window: int) -> int:
+        if window not in self._counts:
+            rows = dict.fromkeys(self._row_lengths, 0)
+            for pattern in self._patterns(window):
+                rows[pattern.row_length] += pattern.times
+            self._counts[window] = sum(
+                -(-count // self._rows_of[length]) for length, count in rows.items()
+            )
+        return self._counts[window]
+
+    def _members(self, window: int) -> np.ndarray:
+        """The pairs of a window: every so-many-th of the corpus, so that windows are alike."""
+        return np.arange(window, len(self._lengths), self._windows)
+
+    def _plan_window(self, window: int) -> list[_Pattern]:
+        cells, counts = np.unique(self._cells(window), return_counts=True)
+        return _pack(cells, counts, self._row_lengths, self._rows_of)
+
+    def _cells(self, window: int) -> np.ndarray:
+        lengths = np.asarray(self._lengths[self._members(window)], np.int64)
+        return lengths[:, 0] * _CELL + lengths[:, 1]
+
+    def _fill_window(self, epoch: int, window: int) -> list[PlannedBatch]:
+        """Draw the pairs for the window's patterns, and the rows for its batches."""
+        rng = np.random.default_rng((self._seed, epoch, window))
+        members, cells = self._members(window), self._cells(window)
+        order = rng.permutation(len(members)) if self._shuffle else np.arange(len(members))
+        order = order[np.argsort(cells[order], kind="stable")]
+        values, starts = np.unique(cells[order], return_index=True)
+        next_of = dict(zip(values.tolist(), starts.tolist(), strict=True))
+        members = members[order].tolist()
+
+        rows: dict[int, list[list[int]]] = {length: [] for length in self._row_lengths}
+        for pattern in self._patterns(window):
+            columns = []
+            for cell in pattern.cells:
+                start = next_of[cell]
+                next_of[cell] = start + pattern.times
+                columns.append(members[start : start + pattern.times])
+            rows[pattern.row_length] += map(list, zip(*columns, strict=True))
+
+        batches = []
+        for length, of_length in rows.items():
+            if self._shuffle:
+                rng.shuffle(of_length)
+            size = self._rows_of[length]
+            for start in range(0, len(of_length), size):
+                chosen = of_length[start : start + size]
+                batches.append(PlannedBatch(length, chosen + [[]] * (size - len(chosen))))
+        if self._shuffle:
+            rng.shuffle(batches)
+        return batches
+
+
+def row_lengths(max_length: int) -> list[int]:
+    """64, 128, ... and at last `max_length`: the shapes of batches, shortest first."""
+    lengths = []
+    length = _SHORTEST_ROW
+    while length < max_length:
+        lengths.append(length)
+        length *= 2
+    return [*lengths, max_length]
+
+
+def _pack(
+    cells: np.ndarray, counts: np.ndarray, row_lengths: list[int], rows_of: dict[int, int]
+) -> list[_Pattern]:
+    """Patterns that use up all pairs, longest rows first.
+
+    A row of length L starts with a pair that is too long to share a shorter row with another like
+    it, and goes on with the largest pairs that still fit. The last batch of each length is filled
+    up with rows of shorter pairs, so that only the shortest rows leave a batch unfilled.
+    """
+    order = np.argsort(-(cells // _CELL + cells % _CELL), kind="stable")  # largest first
+    cells, left = cells[order], counts[order].copy()
+    source, target = cells // _CELL, cells % _CELL
+    longest = np.maximum(source, target)
+    patterns: list[_Pattern] = []
+    for shorter, length in reversed(list(zip([0, *row_lengths], row_lengths, strict=False))):
+        rows = 0
+        while len(starts := np.flatnonzero((left > 0) & (longest > shorter // 2))):
+            chosen = _fill_row(int(starts[0]), source, target, left, length)
+            times = min(left[cell] // chosen.count(cell) for cell in set(chosen))
+            rows += _use(patterns, chosen, int(times), cells, left, length)
+        while rows % rows_of[length] and len(starts := np.flatnonzero(left)):
+            chosen = _fill_row(int(starts[0]), source, target, left, length)
+            times = min(left[cell] // chosen.count(cell) for cell in set(chosen))
+            times = min(times, -rows % rows_of[length])
+            rows += _use(patterns, chosen, int(times), cells, left, length)
+    return patterns
+
+
+def _fill_row(
+    first: int, source: np.ndarray, target: np.ndarray, left: np.ndarray, length: int
+) -> list[int]:
+    """Places (in `source` and `target`, which are sorted largest first) that share a row."""
+    chosen: list[int] = []
+    source_room, target_room, place = length, length, first
+    while True:
+        chosen.append(place)
+        source_room -= int(source[place])
+        target_room -= int(target[place])
+        fits = (source <= source_room) & (target <= target_room) & (left > 0)
+        for used in set(chosen):
+            fits[used] &= left[used] > chosen.count(used)
+        # The largest pair that fits, as long as it leaves about the same room on both sides.
+        imbalance = np.abs((source_room - source) - (target_room - target))
+        place = int(np.argmax(np.where(fits, source + target - _BALANCE * imbalance, -np.inf)))
+        if not fits[place]:
+            return chosen
+
+
+def _use(
+    patterns: list[_Pattern],
+    chosen: list[int],
+    times: int,
+    cells: np.ndarray,
+    left: np.ndarray,
+    length: int,
+) -> int:
+    for place in chosen:
+        left[place] -= times
+    patterns.append(_Pattern(length, [int(cells[place]) for place in chosen], times))
+    return times
+
+
+def assemble(
+    rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], row_length: int, first_row: int = 0
+) -> Batch:
+    """The batch of these rows of (source ids, target ids), each side [rows, row_length] int32.
+
+    `first_row`: the number of the first row in the global batch.
+    """
+    return Batch(
+        source=_side([[source for source, _ in row] for row in rows], row_length),
+        target=_side([[target for _, target in row] for row in rows], row_length),
+        rows=np.arange(first_row, first_row + len(rows), dtype=np.int32),
+    )
+
+
+def _side(rows: Sequence[Sequence[np.ndarray]], row_length: int) -> Tokens:
+    ids, segments, positions = np.zeros((3, len(rows), row_length), np.int32)
+    for row, sentences in enumerate(rows):
+        start = 0
+        for number, sentence in enumerate(sentences, start=1):
+            end = start + len(sentence)
+            ids[row, start:end] = sentence
+            segments[row, start:end] = number
+            positions[row, start:end] = np.arange(len(sentence))
+            start = end
+    return Tokens(ids, segments, positions)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a config to batches: vocabulary, tokenised corpora, and Grain's loading threads."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import grain
+
+from transformer_jax.config import Config
+from transformer_jax.data import corpora
+from transformer_jax.data.batch import Batch
+from transformer_jax.data.batching import BatchPlan, assemble
+from transformer_jax.data.tokenized import TokenizedCorpus, tokenize
+from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
+from transformer_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Text = tuple[list[str], list[str]]  # source and reference lines
+
+_THREADS, _BATCHES_AHEAD = 2, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What a run reads; all of it lies in the run folder."""
+
+    vocabulary: Vocabulary
+    train: TokenizedCorpus
+    validation: TokenizedCorpus | None
+    workdir: Path
+
+    def text(self, split: str) -> Text | None:
+        """The lines of "validation" or "test"; None if the run has no such split."""
+        return read_text(self.workdir, split)
+
+
+def prepare(config: Config, workdir: Path) -> Dataset:
+    """The data of a run, made on the first start and found again on the next.
+
+        <workdir>/vocabulary.model                      trained, or copied from data.vocab_path
+        <workdir>/data/{train,validation}/              token ids
+        <workdir>/data/{validation,test}.{source,target}.txt
+
+    Raises:
+      UserError: the corpus or the vocabulary cannot be used.
+    """
+    data = config.data
+    train = corpora.load(data, "train")
+    assert train is not None  # `load` raises for a run without training data
+    vocabulary = _vocabulary(config, train, workdir / "vocabulary.model")
+    tokenized: dict[str, TokenizedCorpus | None] = {"train": None, "validation": None}
+    for split in ("train", "validation", "test"):
+        corpus = train if split == "train" else corpora.load(data, split)
+        if corpus is None:
+            continue
+        if split in tokenized:
+            folder = workdir / "data" / split
+            tokenized[split] = tokenize(
+                corpus, vocabulary, max_length=data.max_length, folder=folder
+            )
+        if split != "train":
+            _write_text(workdir, split, corpus)
+    assert tokenized["train"] is not None
+    return Dataset(vocabulary, tokenized["train"], tokenized["validation"], workdir)
+
+
+def _vocabulary(config: Config, train: corpora.Corpus, path: Path) -> Vocabulary:
+    size = config.data.vocab_size
+    if path.exists():
+        return Vocabulary.load(path, size=size)
+    if config.data.vocab_path:
+        given = Vocabulary.load(config.data.vocab_path, size=size)
+        path.write_bytes(Path(config.data.vocab_path).read_bytes())
+        return given
+    log.info("learning a vocabulary of %d pieces", size)
+    return train_vocabulary(
+        corpora.sentences(train), size=size, kind=config.data.vocab_type, path=path
+    )
+
+
+def training_batches(
+    dataset: Dataset,
+    config: Config,
+    *,
+    start_step: int,
+    rows_multiple: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """The batches of start_step, start_step + 1, ..., without end, made by other threads.
+
+    Each process gets its share of the rows of a global batch that does not depend on how many
+    processes there are; `rows_multiple` is what a global batch's number of rows must divide by.
+    """
+    source = _Batches(dataset.train, _plan(dataset.train, config, rows_multiple, shuffle=True))
+    source.process_index, source.process_count = process_index, process_count
+    steps = grain.MapDataset.source(range(start_step, _ENDLESS)).map(source.batch)
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+    return iter(steps.to_iter_dataset(options))
+
+
+_ENDLESS = 2**40  # steps: more than any run has
+
+
+def evaluation_batches(
+    corpus: TokenizedCorpus, config: Config, rows_multiple: int = 1
+) -> Iterator[Batch]:
+    """One pass, every pair once; the last batch of each shape is filled up with empty rows."""
+    plan = _plan(corpus, config, rows_multiple, shuffle=False)
+    source = _Batches(corpus, plan)
+    return map(source.batch, range(plan.batches_per_epoch()))
+
+
+def _plan(
+    corpus: TokenizedCorpus, config: Config, rows_multiple: int, *, shuffle: bool
+) -> BatchPlan:
+    return BatchPlan(
+        corpus.lengths,
+        batch_tokens=config.data.batch_tokens,
+        max_length=config.data.max_length,
+        seed=config.train.seed,
+        rows_multiple=rows_multiple,
+        shuffle=shuffle,
+    )
+
+
+@dataclasses.dataclass
+class _Batches:
+    """The batches of a plan, read from the tokenised corpus."""
+
+    corpus: TokenizedCorpus
+    plan: BatchPlan
+    process_index: int = 0
+    process_count: int = 1
+
+    def batch(self, step: int) -> Batch:
+        planned = self.plan.batch(step)
+        share = len(planned.rows) // self.process_count
+        first = share * self.process_index
+        rows = planned.rows[first : first + share]
+        pairs = iter(self.corpus.read([pair for row in rows for pair in row]))
+        filled = [[next(pairs) for _ in row] for row in rows]
+        return assemble(filled, planned.row_length, first_row=first)
+
+
+def read_text(workdir: Path, split: str) -> Text | None:
+    """The source and reference lines of a split, from a run folder."""
+    paths = [_text_path(workdir, split, side) for side in ("source", "target")]
+    if not all(path.exists() for path in paths):
+        return None
+    source, target = (path.read_text(encoding="utf-8").split("\n")[:-1] for path in paths)
+    if len(source) != len(target):
+        raise UserError(f"{paths[0]} and {paths[1]} have different numbers of lines; delete both")
+    return source, target
+
+
+def _write_text(workdir: Path, split: str, corpus: corpora.Corpus) -> None:
+    for number, side in enumerate(("source", "target")):
+        path = _text_path(workdir, split, side)
+        lines = "".join(f"{pair[number]}\n" for pair in corpus)
+        if not path.exists() or path.read_text(encoding="utf-8") != lines:
+            path.write_text(lines, encoding="utf-8")
+
+
+def _text_path(workdir: Path, split: str, side: str) -> Path:
+    return workdir / "data" / f"{split}.{side}.txt"
