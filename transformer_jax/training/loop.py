@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: steps, and what happens between them."""
+
+import collections
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from transformer_jax.config import Config
+from transformer_jax.data.batch import Batch
+from transformer_jax.training.loss import LossSums
+from transformer_jax.training.metrics import MetricsWriter, Progress
+from transformer_jax.training.optimizer import learning_rate
+from transformer_jax.training.sharding import batch_sharding
+from transformer_jax.training.step import TrainState, make_train_step
+
+# Steps that the host may be ahead of the device: enough that the device never waits for the host,
+# few enough that the batches in flight do not fill the memory.
+_STEPS_AHEAD = 2
+
+Evaluate = Callable[[TrainState], dict[str, float]]  # -> scalars by name, "eval/bleu" among them
+Save = Callable[[TrainState, float | None], None]  # the state, and its BLEU if it was evaluated
+
+
+def train(
+    config: Config,
+    mesh: Mesh,
+    state: TrainState,
+    batches: Iterator[Batch],
+    writer: MetricsWriter,
+    *,
+    evaluate: Evaluate,
+    save: Save,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainState:
+    """Train from `state` to config.train.num_steps, or until `should_stop`; the last state is saved.
+
+    `batches` starts with the batch of step `state.step`. The device never waits for logging: sums
+    are fetched by another thread while the next steps run.
+    """
+    timing = config.train
+    train_step = make_train_step(config, mesh)
+    start = int(state.step)
+    in_flight: collections.deque[LossSums] = collections.deque()
+    with Progress(start, timing.num_steps) as progress, _Log(config, writer, progress) as log:
+        for step in range(start + 1, timing.num_steps + 1):
+            batch = next(batches)
+            state, sums = train_step(state, put(batch, mesh))
+            log.add(batch, sums)
+            in_flight.append(sums)
+            if len(in_flight) > _STEPS_AHEAD:
+                jax.block_until_ready(in_flight.popleft())
+            progress.advance()
+            if step % timing.log_every == 0 or step == timing.num_steps:
+                log.report(step)
+            stopping = should_stop()
+            if step % timing.eval_every == 0 or step == timing.num_steps:
+                with log.paused():
+                    scalars = evaluate(state)
+                    writer.write(step, scalars)
+                    save(state, scalars.get("eval/bleu"))
+            elif step % timing.checkpoint_every == 0 or stopping:
+                save(state, None)
+            if stopping:
+                break
+    return state
+
+
+def put(batch: Batch, mesh: Mesh) -> Batch:
+    """The process's share of a batch, as its part of the global arrays on the devices."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, array), batch
+    )
+
+
+class _Counts(NamedTuple):
+    """One step's sums, still on the device, and what the host knows of its batch."""
+
+    sums: LossSums
+    source_tokens: int
+    target_tokens: int
+    positions: int
+
+
+class _Log:
+    """Gathers the steps since the last report and reports them from a thread of its own."""
+
+    def __init__(self, config: Config, writer: MetricsWriter, progress: Progress):
+        self._config, self._writer, self._progress = config, writer, progress
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._reports: list[Future] = []
+        self._window: list[_Counts] = []
+        self._since = time.perf_counter()
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        self._raise_failed()
+
+    def add(self, batch: Batch, sums: LossSums) -> None:
+        source, target = batch.source.segments, batch.target.segments
+        counts = int(np.count_nonzero(source)), int(np.count_nonzero(target))
+        self._window.append(_Counts(sums, *counts, source.size + target.size))
+
+    def report(self, step: int) -> None:
+        self._raise_failed()
+        now = time.perf_counter()
+        window, seconds = self._window, now - self._since
+        self._window, self._since = [], now
+        self._reports.append(self._thread.submit(self._write, step, window, seconds))
+
+    def paused(self) -> "_Paused":
+        """A context whose time does not count as training time."""
+        return _Paused(self)
+
+    def skip(self, seconds: float) -> None:
+        self._since += seconds
+
+    def _raise_failed(self) -> None:
+        done = [report for report in self._reports if report.done()]
+        self._reports = [report for report in self._reports if not report.done()]
+        for report in done:
+            report.result()
+
+    def _write(self, step: int, window: list[_Counts], seconds: float) -> None:
+        sums = [jax.device_get(counts.sums) for counts in window]
+        total = LossSums(*(float(np.sum(column)) for column in zip(*sums, strict=True)))
+        tokens = sum(counts.source_tokens + counts.target_tokens for counts in window)
+        config = self._config
+        rate = learning_rate(step, config.optimizer, config.model.d_model)
+        scalars = {
+            "train/loss": total.loss / total.tokens,
+            "train/perplexity": float(np.exp(total.negative_log_likelihood / total.tokens)),
+            "train/accuracy": total.correct / total.tokens,
+            "train/learning_rate": float(rate),
+            "train/tokens_per_second": tokens / seconds,
+            "train/seconds_per_step": seconds / len(window),
+            "train/real_positions": tokens / sum(counts.positions for counts in window),
+        }
+        self._writer.write(step, scalars)
+        left = (config.train.num_steps - step) * seconds / len(window)
+        self._progress.report(step, scalars["train/loss"], scalars["train/tokens_per_second"], left)
+
+
+class _Paused:
+    """See `_Log.paused`."""
+
+    def __init__(self, log: _Log):
+        self._log = log
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._log.skip(time.perf_counter() - self._start)

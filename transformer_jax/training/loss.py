@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loss: label-smoothed cross-entropy, section 5.4."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from attention_kernels import CrossEntropySums, linear_cross_entropy
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from transformer_jax.config import TrainConfig
+from transformer_jax.data.batch import Batch
+from transformer_jax.model.noise import Noise
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.sharding import BATCH_AXES
+
+Scalar = Float[Array, ""]
+
+
+class LossSums(NamedTuple):
+    """Sums over a batch's target tokens; every mean is a quotient of sums over the whole mesh."""
+
+    loss: Scalar  # label-smoothed
+    negative_log_likelihood: Scalar  # without smoothing
+    correct: Scalar  # tokens that the model would have chosen
+    tokens: Scalar  # how many target tokens
+
+
+def loss_sums(
+    model: Transformer,
+    batch: Batch,
+    mesh: Mesh,
+    *,
+    label_smoothing: float,
+    logits_chunk: int = 0,
+    noise: Noise | None = None,
+) -> LossSums:
+    """The loss of a batch; its first field has the gradient.
+
+    Each device projects its own rows on the vocabulary and sums over them, at most `logits_chunk`
+    tokens at a time (0: all of them at once).
+    """
+
+    def on_each_device(hidden: Array, embedding: Array, labels: Array, weights: Array):
+        sums = linear_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            jax.lax.pcast(embedding, BATCH_AXES, to="varying"),
+            labels.reshape(-1),
+            label_smoothing=label_smoothing,
+            weights=weights.reshape(-1),
+            chunk=logits_chunk,
+        )
+        return jax.lax.psum(sums, BATCH_AXES)
+
+    rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+    hidden = model.hidden(batch, noise=noise)
+    weights = (batch.target.segments > 0).astype(jnp.float32)
+    sums: CrossEntropySums = jax.shard_map(
+        on_each_device, mesh=mesh, in_specs=(rows, whole, rows, rows), out_specs=whole
+    )(hidden, model.embedding.table[...], batch.target.ids, weights)
+    return LossSums(*sums, tokens=weights.sum())
+
+
+def training_loss(
+    model: Transformer, batch: Batch, mesh: Mesh, config: TrainConfig, noise: Noise
+) -> LossSums:
+    """The loss that training minimises."""
+    return loss_sums(
+        model,
+        batch,
+        mesh,
+        label_smoothing=config.label_smoothing,
+        logits_chunk=config.logits_chunk,
+        noise=noise,
+    )

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step: gradients of one global batch, and the update of the weights."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from transformer_jax.config import Config
+from transformer_jax.data.batch import Batch
+from transformer_jax.model.noise import Noise
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.loss import LossSums, loss_sums, training_loss
+from transformer_jax.training.optimizer import make_optimizer
+from transformer_jax.training.sharding import batch_sharding, replicated, state_shardings
+
+Params = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes. Randomness is a function of (seed, step), so there is none here."""
+
+    step: jax.Array  # int32 scalar: how many updates the parameters have had
+    params: Params  # nested by module and parameter name, float32
+    optimizer: optax.OptState
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without memory or computation."""
+    shapes = jax.eval_shape(lambda: _initial_state(config))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
+
+
+def initial_state(config: Config, mesh: Mesh) -> TrainState:
+    """Random weights and an empty optimizer, born on the devices where they will stay."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    return jax.jit(lambda: _initial_state(config), out_shardings=shardings)()
+
+
+def _initial_state(config: Config) -> TrainState:
+    model = Transformer(config.model, rngs=nnx.Rngs(params=config.train.seed))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    optimizer = make_optimizer(config.optimizer, config.model.d_model)
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def model_structure(config: Config) -> nnx.GraphDef:
+    """The model without its weights: `nnx.merge(model_structure(config), params)` is the model."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config.model, rngs=nnx.Rngs(0))))[0]
+
+
+def make_train_step(
+    config: Config, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, LossSums]]:
+    """A compiled function (state, batch) -> (new state, sums over the batch).
+
+    The state's buffers are donated: the state that was passed in is gone. The batch is computed in
+    config.train.accumulate pieces; the update is the same for any number of them.
+    """
+    structure = model_structure(config)
+    optimizer = make_optimizer(config.optimizer, config.model.d_model)
+
+    def gradients(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
+        def loss(params: Params) -> tuple[jax.Array, LossSums]:
+            noise = Noise.of_step(config.train.seed, step, batch.rows)
+            sums = training_loss(nnx.merge(structure, params), batch, mesh, config.train, noise)
+            return sums.loss, sums
+
+        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return sums, grads
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, LossSums]:
+        sums, grads = _accumulate(
+            lambda piece: gradients(state.params, piece, state.step),
+            _pieces(batch, config.train.accumulate),
+        )
+        # One division for the whole mesh: a mean of the devices' means is a different gradient.
+        grads = jax.tree.map(lambda grad: grad / jnp.maximum(sums.tokens, 1.0), grads)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, optimizer_state), sums
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], LossSums]:
+    """A compiled function (params, batch) -> sums over the batch, without dropout or smoothing."""
+    structure = model_structure(config)
+
+    def eval_step(params: Params, batch: Batch) -> LossSums:
+        model = nnx.merge(structure, params)
+        chunk = config.train.logits_chunk
+        return loss_sums(model, batch, mesh, label_smoothing=0.0, logits_chunk=chunk)
+
+    return jax.jit(eval_step)
+
+
+def _pieces(batch: Batch, count: int) -> Batch:
+    """[B, ...] -> [count, B / count, ...], each device's rows spread evenly over the pieces."""
+    return jax.tree.map(
+        lambda array: array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def _accumulate(gradients: Callable[[Batch], Any], pieces: Batch) -> Any:
+    """The sum over the pieces of what `gradients` returns."""
+    if pieces.rows.shape[0] == 1:
+        return gradients(jax.tree.map(lambda array: array[0], pieces))
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(gradients, jax.tree.map(lambda array: array[0], pieces)),
+    )
+
+    def add(total: Any, piece: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradients(piece)), None
+
+    return jax.lax.scan(add, zeros, pieces)[0]
