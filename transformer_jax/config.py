@@ -240,7 +240,7 @@ def _build(kind: type, values: Mapping[str, Any], path: str) -> Any:
 
 
 def _check(value: Any, expected: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(expected):
+    if isinstance(expected, type) and dataclasses.is_dataclass(expected):
         return _build(expected, value, f"{name}.")
     if typing.get_origin(expected) is dict:
         return {str(key): str(entry) for key, entry in value.items()}

@@ -51,7 +51,8 @@ def linear_cross_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _chunked(x, embedding, labels, weights, label_smoothing, chunk):
     def step(sums, inputs):
-        chunk_sums, _ = _one_chunk(*inputs, embedding, label_smoothing)
+        x, labels, weights = inputs
+        chunk_sums, _ = _one_chunk(x, labels, weights, embedding, label_smoothing)
         return jax.tree.map(jnp.add, sums, chunk_sums), None
 
     return _scan(step, _zero_sums(weights), _split((x, labels, weights), chunk))[0]
@@ -60,8 +61,8 @@ def _chunked(x, embedding, labels, weights, label_smoothing, chunk):
 def _forward(x, embedding, labels, weights, label_smoothing, chunk):
     def step(carry, inputs):
         sums, d_embedding = carry
-        x, _, _ = inputs
-        chunk_sums, d_logits = _one_chunk(*inputs, embedding, label_smoothing)
+        x, labels, weights = inputs
+        chunk_sums, d_logits = _one_chunk(x, labels, weights, embedding, label_smoothing)
         d_logits = d_logits.astype(x.dtype)
         d_x = (d_logits @ embedding.astype(x.dtype)).astype(x.dtype)
         d_embedding += jnp.einsum("nv,nd->vd", d_logits, x, preferred_element_type=jnp.float32)

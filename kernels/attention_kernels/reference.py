@@ -78,7 +78,7 @@ def attention(
         causal=causal,
         scale=scale,
     )
-    if dropout_rate > 0.0:
+    if dropout_rate > 0.0 and dropout_seed is not None and row_ids is not None:
         bits = dropout_bits(dropout_seed, row_ids, *weights.shape[1:])
         weights = jnp.where(keep_mask(bits, dropout_rate), weights / (1.0 - dropout_rate), 0.0)
     out = jnp.einsum("bhts,bshv->bthv", weights, value.astype(jnp.float32), precision="highest")

@@ -4,7 +4,6 @@
 import dataclasses
 import gzip
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -78,7 +77,7 @@ def _text(data: DataConfig, name: str) -> Corpus:
     if not counts[0]:
         raise UserError(f"{paths[0]} is empty; give a file with one sentence a line")
     stamps = [
-        f"{path.absolute()} {os.stat(path).st_size} {os.stat(path).st_mtime_ns}" for path in paths
+        f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths
     ]
     return Corpus("\n".join(stamps), lambda: zip(*map(_lines, paths), strict=True), counts[0])
 
@@ -108,9 +107,9 @@ def _find(template: str, split: str, language: str) -> Path:
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, ended by line feeds alone: a form feed or U+2028 is text."""
-    opened: BinaryIO = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore
+    opener: Callable[..., BinaryIO] = gzip.open if path.suffix == ".gz" else open  # type: ignore
     try:
-        with opened as file:
+        with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     yield line.decode("utf-8").rstrip("\r\n")

@@ -37,7 +37,7 @@ class TokenizedCorpus:
 
     lengths: np.ndarray  # [n, 2] uint16: source and target tokens
     report: dict[str, object]
-    records: Sequence[bytes]
+    records: grain.sources.ArrayRecordDataSource
 
     @classmethod
     def load(cls, folder: Path) -> "TokenizedCorpus":

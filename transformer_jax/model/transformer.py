@@ -103,9 +103,9 @@ class DecoderLayer(nnx.Module):
                 entry.reshape(batch, width, 1, *entry.shape[2:])
                 for entry in self.self_attention.project_keys(flat)
             ]  # [B, W, 1, H, K or V]
-            cache = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, entry, position, axis=2)
-                for old, entry in zip(cache, new, strict=True)
+            cache = (
+                jax.lax.dynamic_update_slice_in_dim(cache[0], new[0], position, axis=2),
+                jax.lax.dynamic_update_slice_in_dim(cache[1], new[1], position, axis=2),
             )
             keys, values = (entry.reshape(batch * width, *entry.shape[2:]) for entry in cache)
             seen = (jnp.arange(keys.shape[1]) <= position).astype(jnp.int32)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from transformer_jax.config import Config
 from transformer_jax.data.batch import Batch
-from transformer_jax.training.loss import LossSums
+from transformer_jax.training.loss import LossSums, Means
 from transformer_jax.training.metrics import MetricsWriter, Progress
 from transformer_jax.training.optimizer import learning_rate
 from transformer_jax.training.sharding import batch_sharding
@@ -131,15 +131,14 @@ class _Log:
             report.result()
 
     def _write(self, step: int, window: list[_Counts], seconds: float) -> None:
-        sums = [jax.device_get(counts.sums) for counts in window]
-        total = LossSums(*(float(np.sum(column)) for column in zip(*sums, strict=True)))
+        means = Means.of(counts.sums for counts in window)
         tokens = sum(counts.source_tokens + counts.target_tokens for counts in window)
         config = self._config
         rate = learning_rate(step, config.optimizer, config.model.d_model)
         scalars = {
-            "train/loss": total.loss / total.tokens,
-            "train/perplexity": float(np.exp(total.negative_log_likelihood / total.tokens)),
-            "train/accuracy": total.correct / total.tokens,
+            "train/loss": means.loss,
+            "train/perplexity": means.perplexity,
+            "train/accuracy": means.accuracy,
             "train/learning_rate": float(rate),
             "train/tokens_per_second": tokens / seconds,
             "train/seconds_per_step": seconds / len(window),

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loss: label-smoothed cross-entropy, section 5.4."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from attention_kernels import CrossEntropySums, linear_cross_entropy
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
@@ -19,12 +21,28 @@ Scalar = Float[Array, ""]
 
 
 class LossSums(NamedTuple):
-    """Sums over a batch's target tokens; every mean is a quotient of sums over the whole mesh."""
+    """Sums over target tokens; every mean is a quotient of sums over the whole mesh."""
 
     loss: Scalar  # label-smoothed
     negative_log_likelihood: Scalar  # without smoothing
     correct: Scalar  # tokens that the model would have chosen
     tokens: Scalar  # how many target tokens
+
+
+class Means(NamedTuple):
+    """What sums over many batches come to, on the host."""
+
+    loss: float
+    perplexity: float  # without smoothing, per token
+    accuracy: float
+
+    @classmethod
+    def of(cls, batches: Iterable[LossSums]) -> "Means":
+        """The means over all tokens of these batches."""
+        columns = zip(*jax.device_get(list(batches)), strict=True)
+        loss, nll, correct, tokens = (float(np.sum(column, dtype=np.float64)) for column in columns)
+        tokens = max(tokens, 1.0)
+        return cls(loss / tokens, float(np.exp(nll / tokens)), correct / tokens)
 
 
 def loss_sums(

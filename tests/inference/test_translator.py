@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The translator around the search: what goes in and comes out, and that the model's cache is right.
+
+The models here are random. What they say is nonsense, but it has to be the same nonsense whether it
+is computed with or without cache, alone or in a batch, on one device or on eight.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer_jax.config import DecodeConfig, MeshConfig, ModelConfig
+from transformer_jax.data.batch import EOS, Batch
+from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
+from transformer_jax.errors import UserError
+from transformer_jax.inference import translator as translator_module
+from transformer_jax.inference.beam_search import beam_search, length_penalty
+from transformer_jax.inference.padding import pad
+from transformer_jax.inference.translator import Translator
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.sharding import make_mesh
+
+WORDS = ["ein", "Hund", "läuft", "durch", "den", "Park", "zwei", "Männer", "dog", "runs", "the"]
+SENTENCES = [
+    " ".join(WORDS[(start + step * place) % len(WORDS)] for place in range(size))
+    for start in range(len(WORDS))
+    for step in (1, 3, 7)
+    for size in (2, 5, 9)
+]
+DECODE = DecodeConfig(beam_size=3, alpha=0.6, extra_length=5)
+LINES = [SENTENCES[i] for i in (5, 0, 17, 3, 8, 30, 22, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> Vocabulary:
+    """64 pieces."""
+    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.model"
+    return train_vocabulary(SENTENCES, size=64, kind="bpe", path=path)
+
+
+def make_model(vocabulary: Vocabulary, positions: str = "sinusoidal", seed: int = 0) -> Transformer:
+    """Two layers; weights large enough that a search has something to choose between."""
+    config = ModelConfig(
+        vocab_size=vocabulary.size,
+        max_length=24,
+        num_layers=2,
+        d_model=24,
+        d_ff=40,
+        num_heads=2,
+        d_k=6,
+        d_v=10,
+        positions=positions,
+    )
+    model = Transformer(config, rngs=nnx.Rngs(seed))
+    structure, params = nnx.split(model)
+    return nnx.merge(structure, jax.tree.map(lambda leaf: 2.0 * leaf, params))
+
+
+@pytest.fixture(scope="module")
+def model(vocabulary) -> Transformer:
+    """See make_model."""
+    return make_model(vocabulary)
+
+
+@pytest.fixture(scope="module")
+def translator(model, vocabulary) -> Translator:
+    """Beam 3, at most 5 tokens more than the source."""
+    return Translator(model, vocabulary, DECODE, max_length=24)
+
+
+@partial(jax.jit, static_argnames="structure")
+def _logits(params, batch, *, structure):
+    return nnx.merge(structure, params)(batch)
+
+
+def teacher_forced(translator, source, target):
+    """The log-probabilities of the word at each place of `target`, without any cache."""
+    batch = Batch(pad([source], 1, 24), pad([target], 1, 32), np.arange(1))
+    logits = _logits(translator.params, batch, structure=translator.structure)
+    return np.asarray(jax.nn.log_softmax(logits[0, : len(target)]))
+
+
+def test_greedy_search_with_the_cache_is_the_argmax_of_the_whole_model(translator):
+    for line in LINES[:3]:
+        source = translator.vocabulary.encode([line])[0]
+        limit, output = len(source) + DECODE.extra_length, []
+        while EOS not in output:
+            log_probs = teacher_forced(translator, source, [*output, EOS])
+            best = int(np.argmax(log_probs[len(output)]))
+            output.append(EOS if len(output) == limit - 1 else best)
+        expected = translator.vocabulary.decode([output])[0]
+        assert translator.translate([line], beam_size=1) == [expected]
+
+
+def test_the_scores_of_a_beam_are_those_of_the_whole_model(translator):
+    """So the cache moved with the hypotheses, and the cross-attention saw the right source."""
+    sources = translator.vocabulary.encode(LINES[:4])
+
+    @jax.jit
+    def search(params, source):
+        model = nnx.merge(translator.structure, params)
+        cross = model.cross_cache(model.encode(source))
+        return beam_search(
+            lambda ids, position, cache: model.decode_step(
+                ids, position, cache, cross, source.segments
+            ),
+            model.empty_cache(4, 3, 12),
+            beam_size=3,
+            max_lengths=jnp.array([12, 3, 9, 12]),
+            length=12,
+            alpha=0.6,
+        )
+
+    result = search(translator.params, pad(sources, 4, 24))
+    for sentence, source in enumerate(sources):
+        assert len({tuple(ids) for ids in result.ids[sentence].tolist()}) == 3
+        for ids, score, length in zip(
+            result.ids[sentence], result.scores[sentence], result.lengths[sentence], strict=True
+        ):
+            target = ids[: int(length)].tolist()
+            log_probs = teacher_forced(translator, source, target)
+            total = sum(log_probs[place, token] for place, token in enumerate(target))
+            np.testing.assert_allclose(score, total / length_penalty(len(target), 0.6), rtol=1e-4)
+
+
+def test_every_line_has_its_own_translation_in_order(translator):
+    together = translator.translate(LINES)
+    assert together == [translator.translate([line])[0] for line in LINES]
+    assert len(set(together)) > 3, "the model says the same whatever the source"
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\u3000", "\r"])
+def test_a_blank_line_stays_empty(translator, blank):
+    assert translator.translate([blank]) == [""]
+    assert translator.translate([blank, LINES[0], blank])[::2] == ["", ""]
+
+
+def test_the_edges_of_a_line_do_not_matter(translator):
+    assert translator.translate([f"  {LINES[0]} \r"]) == translator.translate([LINES[0]])
+
+
+def test_no_lines_have_no_translations(translator):
+    assert translator.translate([]) == []
+
+
+def test_an_over_long_line_is_cut_with_a_warning(translator, caplog):
+    long = " ".join(SENTENCES)
+    with caplog.at_level("WARNING"):
+        result = translator.translate([long, LINES[0]])
+    assert "1 of 2 lines have more than 24 tokens" in caplog.text
+    assert result[1] == translator.translate([LINES[0]])[0]
+    assert translator.translate([long + " " + long]) == result[:1], "more was read than 24 tokens"
+
+
+def test_a_line_of_100_000_characters_gets_a_line(translator):
+    assert len(translator.translate(["Hund " * 20_000])) == 1
+    assert len(translator.translate(["x" * 100_000])) == 1
+
+
+def test_a_translation_is_one_line_whatever_the_vocabulary_says(translator, monkeypatch):
+    breaks = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+    monkeypatch.setattr(
+        translator.vocabulary.__class__, "decode", lambda _, ids: [f"a{breaks}b\xa0c"] * len(ids)
+    )
+    assert translator.translate([LINES[0]]) == ["a b\xa0c"]
+
+
+def test_the_length_limit_is_that_of_the_source(translator, vocabulary, monkeypatch):
+    limits = []
+    original = translator_module._translate_batch
+
+    def spy(params, source, limit, *arguments, **options):
+        limits.extend(limit.tolist())
+        return original(params, source, limit, *arguments, **options)
+
+    monkeypatch.setattr(translator_module, "_translate_batch", spy)
+    translator.translate([LINES[0]])
+    assert limits[0] == len(vocabulary.encode([LINES[0]])[0]) + DECODE.extra_length
+    assert not any(limits[1:]), "rows without a sentence are searched"
+
+
+def test_other_weights_need_no_compilation(translator, model, vocabulary):
+    other = make_model(vocabulary, seed=1)
+    params = nnx.to_pure_dict(nnx.state(other, nnx.Param))
+    before = translator.translate(LINES)
+    compiled = translator_module._translate_batch._cache_size()
+    after = translator.with_params(params).translate(LINES)
+    assert translator_module._translate_batch._cache_size() == compiled
+    assert after == Translator(other, vocabulary, DECODE, 24).translate(LINES) != before
+    assert translator.translate(LINES) == before, "with_params changed the translator itself"
+
+
+def test_eight_devices_translate_like_one(translator, model, vocabulary):
+    if jax.device_count() != 8:
+        pytest.skip("needs JAX_NUM_CPU_DEVICES=8")
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    shared = Translator(model, vocabulary, DECODE, 24, mesh=mesh)
+    params = jax.device_put(shared.params, jax.NamedSharding(mesh, jax.P()))
+    assert shared.with_params(params).translate(LINES) == translator.translate(LINES)
+
+
+def test_learned_positions_end_with_their_table(vocabulary):
+    learned = Translator(make_model(vocabulary, "learned"), vocabulary, DecodeConfig(), 24)
+    long = " ".join(SENTENCES)
+    for line in learned.translate([long, LINES[0]]):
+        assert len(vocabulary.encode([line])[0]) <= 24 + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"beam_size": 0}, "beam_size=0"), ({"alpha": float("nan")}, "alpha=nan")],
+)
+def test_impossible_settings_are_refused(translator, options, message):
+    with pytest.raises(UserError, match=message):
+        translator.translate(LINES, **options)
+
+
+def test_alpha_and_beam_size_are_the_config_s_unless_given(translator):
+    assert translator.translate(LINES) == translator.translate(LINES, beam_size=3, alpha=0.6)
+    assert translator.translate(LINES) != translator.translate(LINES, beam_size=1)

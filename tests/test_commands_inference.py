@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""translate, evaluate and average as a user runs them: the output, the exit code, the error's line."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import sacrebleu
+
+from transformer_jax.checkpoints import Checkpoints
+from transformer_jax.config import Config, default_config, resolve
+from transformer_jax.data.vocabulary import train_vocabulary
+from transformer_jax.evaluation import Text, evaluate, perplexity, read_text
+from transformer_jax.inference.translator import Translator
+from transformer_jax.training.sharding import make_mesh
+from transformer_jax.training.step import initial_state
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eins", "zwei", "drei", "vier"]
+SOURCES = ["one two three", "", "four five six seven", "seven one"]
+REFERENCES = ["eins zwei drei", "", "vier drei zwei eins eins", "zwei eins drei vier"]
+
+
+def run(module: str, *flags: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """One command, on one CPU device, as if started in a shell."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", f"transformer_jax.{module}", *flags],
+        input=stdin,
+        capture_output=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+def the_error(result: subprocess.CompletedProcess) -> str:
+    """The one line on stderr of a command that failed as it should."""
+    text = result.stderr.decode()
+    assert result.returncode == 2, text
+    assert text.startswith("error: ") and text.count("\n") == 1, text
+    assert not result.stdout
+    return text
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    """A tiny model."""
+    config = default_config()
+    config.data.source = "phrasebook"
+    config.data.vocab_size = 64
+    config.data.max_length = 32
+    config.model.num_layers = 1
+    config.model.d_model = 16
+    config.model.d_ff = 24
+    config.model.num_heads = 2
+    config.model.d_k = config.model.d_v = 8
+    config.decode.extra_length = 4
+    return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory) -> Path:
+    """A run folder as training leaves it, with random weights after steps 3 and 7."""
+    workdir = tmp_path_factory.mktemp("run")
+    (workdir / "config.json").write_text(config.to_json())
+    train_vocabulary(
+        [" ".join(WORDS[(i + j) % 11] for j in range(4)) for i in range(50)],
+        size=64,
+        kind="bpe",
+        path=workdir / "vocabulary.model",
+    )
+    (workdir / "data").mkdir()
+    (workdir / "data" / "test.source.txt").write_text("\n".join(SOURCES) + "\n")
+    (workdir / "data" / "test.target.txt").write_text("\n".join(REFERENCES) + "\n")
+    state = initial_state(config, make_mesh(config.mesh))
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        for step, scale in ((3, 1.0), (7, 3.0)):
+            params = jax.tree.map(lambda leaf, scale=scale: scale * leaf, state.params)
+            number = jax.device_put(jax.numpy.int32(step), state.step.sharding)
+            checkpoints.save(type(state)(number, params, state.optimizer))
+        checkpoints.wait()
+    return workdir
+
+
+def test_translate_writes_a_line_for_every_line(workdir):
+    text = "one two\r\n\n three four\u2028five\x0b\nseven"  # three line feeds, no last one
+    result = run("translate", f"--workdir={workdir}", stdin=text.encode())
+    assert result.returncode == 0, result.stderr.decode()
+    lines = result.stdout.decode().split("\n")
+    assert len(lines) == 5 and lines[-1] == "" and lines[1] == ""
+    assert lines[:4] == Translator.from_workdir(workdir).translate(text.split("\n"))
+    assert not any("\r" in line for line in lines)
+
+
+def test_translate_reads_and_writes_files_and_old_checkpoints(workdir, tmp_path):
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("one two three\nfour five\n")
+    result = run(
+        "translate",
+        *(f"--workdir={workdir}", "--checkpoint=3", "--beam_size=1", "--alpha=1"),
+        *(f"--input={source}", f"--output={output}"),
+    )
+    assert result.returncode == 0 and not result.stdout, result.stderr.decode()
+    expected = Translator.from_workdir(workdir, "3").translate(
+        ["one two three", "four five"], beam_size=1, alpha=1.0
+    )
+    assert output.read_text() == "".join(f"{line}\n" for line in expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt"}
+
+
+def test_translate_of_nothing_is_nothing(workdir):
+    result = run("translate", f"--workdir={workdir}")
+    assert (result.returncode, result.stdout) == (0, b"")
+
+
+def test_broken_utf8_names_the_file_and_the_line(workdir, tmp_path):
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_bytes(b"fine\nst\xe4rt\n")
+    result = run("translate", f"--workdir={workdir}", f"--input={source}", f"--output={output}")
+    assert f"{source}, line 2, is not UTF-8 (byte 3: 0xe4)" in the_error(result)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        ("translate", ["--workdir=/nowhere"], "/nowhere is no run folder"),
+        ("translate", ["--workdir={run}", "--checkpoint=5"], "--checkpoint=5 does not exist"),
+        ("translate", ["--workdir={run}", "--checkpoint=average"], "no averaged checkpoint"),
+        ("translate", ["--workdir={run}", "--input=/nowhere.txt"], "/nowhere.txt cannot be read"),
+        ("translate", ["--workdir={run}", "--output=/nowhere/x"], "no folder /nowhere"),
+        ("translate", ["--workdir={run}", "--beam_size=0"], "beam_size"),
+        ("translate", ["--workdir={run}", "--beam_size=many"], "many"),
+        ("translate", ["--workdir={run}", "--bean_size=4"], "bean_size"),
+        ("translate", ["--workdir={run}", "in.txt"], "unexpected argument 'in.txt'"),
+        ("translate", [], "workdir"),
+        ("evaluate", ["--workdir=/nowhere"], "/nowhere is no run folder"),
+        ("evaluate", ["--workdir={run}", "--split=validation"], "no validation split"),
+        ("evaluate", ["--workdir={run}", "--split=train"], "split"),
+        ("evaluate", ["--workdir={run}", "--tokenize=13b"], "--tokenize=13b is unknown; allowed"),
+        ("evaluate", ["--workdir={run}", "--source=a"], "--source and --reference go together"),
+        ("average", ["--workdir={run}", "--last=3"], "--last=3"),
+        ("average", ["--workdir={run}", "--last=0"], "last"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_exit_code_2(workdir, module, flags, message):
+    flags = [flag.format(run=workdir) for flag in flags]
+    assert message in the_error(run(module, *flags, stdin=b"one\n"))
+
+
+@pytest.mark.parametrize("module", ["translate", "evaluate", "average"])
+def test_help_explains_the_flags(module):
+    result = run(module, "--help")
+    assert result.returncode == 0
+    assert f"python -m transformer_jax.{module} --workdir=" in result.stdout.decode()
+    assert "The run folder that training wrote" in result.stdout.decode()
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback(workdir):
+    command = (
+        f"{sys.executable} -m transformer_jax.translate --workdir={workdir} | "
+        f"{sys.executable} -c ''"
+    )
+    text = b"one two three four\n" * 20_000  # more than a pipe holds
+    result = subprocess.run(
+        command, shell=True, input=text, capture_output=True, cwd=ROOT, check=False, timeout=300
+    )
+    assert b"Traceback" not in result.stderr and b"BrokenPipe" not in result.stderr
+
+
+def test_evaluate_prints_one_line_of_json(workdir):
+    result = run("evaluate", f"--workdir={workdir}", "--checkpoint=3", "--tokenize=none")
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout.count(b"\n") == 1
+    scores = json.loads(result.stdout)
+    written = (workdir / "translations" / "test.3.txt").read_text().split("\n")
+    assert written[-1] == "" and len(written) == 5 and written[1] == ""
+    bleu = sacrebleu.metrics.BLEU(tokenize="none").corpus_score(written[:4], [REFERENCES])
+    assert scores["bleu"] == pytest.approx(bleu.score, abs=1e-3)
+    assert scores["bleu_interval"][0] <= scores["bleu_interval"][1]
+    assert scores["signature"].startswith("nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:none")
+    assert scores["sentences"] == 4 and scores["step"] == 3
+    assert scores["chrf"] > 0 and scores["seconds"] > 0
+    assert 30 < scores["perplexity"] < 200, "random weights guess among 64 pieces"
+
+
+def test_evaluate_scores_files_without_keeping_translations(workdir, tmp_path):
+    (tmp_path / "a").write_text("one two\nthree\n")
+    (tmp_path / "b").write_text("eins zwei\nDREI")
+    text = read_text(workdir, "test", str(tmp_path / "a"), str(tmp_path / "b"))
+    scores = evaluate(workdir, text, checkpoint="7", lowercase=True)
+    assert scores["sentences"] == 2 and "case:lc" in scores["signature"]
+    assert not list(workdir.glob("translations/*.7.txt"))
+
+
+def test_evaluate_refuses_unequal_files(workdir, tmp_path):
+    (tmp_path / "a").write_text("one\ntwo\n")
+    (tmp_path / "b").write_text("eins\n")
+    result = run(
+        "evaluate",
+        *(f"--workdir={workdir}", f"--source={tmp_path / 'a'}", f"--reference={tmp_path / 'b'}"),
+    )
+    assert "has 2 lines and" in the_error(result)
+
+
+def test_perplexity_is_that_of_each_reference_and_no_other(config, workdir):
+    translator = Translator.from_workdir(workdir)
+
+    def measure(sources, references):
+        return perplexity(config, translator, Text(sources, references))
+
+    whole = measure(SOURCES, REFERENCES)
+    assert measure(SOURCES[::-1], REFERENCES[::-1]) == pytest.approx(whole, rel=1e-5)
+    assert measure(SOURCES, REFERENCES[::-1]) != pytest.approx(whole, rel=1e-3)
+    assert measure([""], [""]) is None
+    nats, tokens = 0.0, 0
+    for source, reference in zip(SOURCES, REFERENCES, strict=True):
+        if source:
+            count = len(translator.vocabulary.encode([reference])[0])
+            nats += count * math.log(measure([source], [reference]))
+            tokens += count
+    assert math.exp(nats / tokens) == pytest.approx(whole, rel=1e-4)
+
+
+def test_average_writes_what_checkpoint_average_reads(workdir):
+    result = run("average", f"--workdir={workdir}", "--last=2")
+    assert result.returncode == 0, result.stderr.decode()
+    assert Path(result.stdout.decode().strip()).is_dir()
+    old, new, mean = (
+        Translator.from_workdir(workdir, which).params for which in ("3", "7", "average")
+    )
+    jax.tree.map(
+        lambda a, b, m: np.testing.assert_allclose(m, (a + b) / 2, rtol=1e-6), old, new, mean
+    )

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score a trained model: BLEU, chrF and perplexity, as one line of JSON on stdout.
+
+    python -m transformer_jax.evaluate --workdir=runs/demo
+    python -m transformer_jax.evaluate --workdir=runs/demo --source=new.en --reference=new.de
+
+The first scores the run's test split and writes the translations to the run folder, as
+translations/<split>.<step>.txt; the second scores any pair of files, one sentence a line, UTF-8.
+
+BLEU is sacrebleu's, with its signature and a 95 % bootstrap interval; perplexity is that of the
+reference's tokens, without label smoothing, and compares only models of one vocabulary.
+"""
+
+import json
+from collections.abc import Sequence
+
+from absl import flags
+
+from transformer_jax.errors import run_command
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run folder that training wrote.", required=True
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "latest",
+    "Which weights: latest, best (by BLEU on the validation split), average (written by "
+    "python -m transformer_jax.average), or a step, such as 2000.",
+)
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", ["test", "validation"], "Which split of the run's own data to score."
+)
+_SOURCE = flags.DEFINE_string("source", None, "A file to translate, instead of a split.")
+_REFERENCE = flags.DEFINE_string("reference", None, "Its translation by a person, line by line.")
+_TOKENIZE = flags.DEFINE_string(
+    "tokenize",
+    "13a",
+    "How sacrebleu splits words: 13a for raw text, none for text that is tokenised already, "
+    "char, intl, zh, ja-mecab ...",
+)
+_LOWERCASE = flags.DEFINE_bool("lowercase", False, "Ignore the difference of A and a.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Score what the flags name."""
+    # After the flags: --help need not wait for JAX.
+    from transformer_jax import checkpoints, runtime
+    from transformer_jax.evaluation import evaluate, read_text
+
+    runtime.set_up()
+    checkpoints.load_config(_WORKDIR.value)  # the first thing that can be wrong
+    result = evaluate(
+        _WORKDIR.value,
+        read_text(_WORKDIR.value, _SPLIT.value, _SOURCE.value, _REFERENCE.value),
+        checkpoint=_CHECKPOINT.value,
+        tokenize=_TOKENIZE.value,
+        lowercase=_LOWERCASE.value,
+        progress=True,
+    )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score a trained model: what `python -m transformer_jax.evaluate` and notebooks call."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer_jax.checkpoints import load_config
+from transformer_jax.config import Config, MeshConfig
+from transformer_jax.data.batch import Batch
+from transformer_jax.errors import UserError
+from transformer_jax.inference.lines import read_lines, write_lines
+from transformer_jax.inference.padding import group_by_length, pad
+from transformer_jax.inference.scores import check_tokenizer, score
+from transformer_jax.inference.translator import Translator, cut
+from transformer_jax.training.sharding import batch_sharding, make_mesh, replicated
+from transformer_jax.training.step import make_eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What to score, and where its translations go."""
+
+    sources: list[str]
+    references: list[str]
+    split: str | None = None  # None: a pair of files, whose translations are not kept
+
+
+def evaluate(
+    workdir: str | Path,
+    text: Text,
+    *,
+    checkpoint: str = "latest",
+    tokenize: str = "13a",
+    lowercase: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Translate and score; what the command prints.
+
+    Raises:
+      UserError: no such run folder, checkpoint or tokenizer, or nothing to score.
+    """
+    start = time.perf_counter()
+    check_tokenizer(tokenize)
+    translator = Translator.from_workdir(workdir, checkpoint)
+    translations = translator.translate(text.sources, progress=progress)
+    scores = score(translations, text.references, tokenize=tokenize, lowercase=lowercase)
+    if text.split:
+        folder = Path(workdir) / "translations"
+        folder.mkdir(exist_ok=True)
+        write_lines(folder / f"{text.split}.{translator.step}.txt", translations)
+    return {
+        **scores,
+        "perplexity": perplexity(load_config(workdir), translator, text),
+        "step": translator.step,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def perplexity(config: Config, translator: Translator, text: Text) -> float | None:
+    """exp(-log P / tokens) of the references given the sources: table 3's PPL, per word-piece.
+
+    Pairs with a blank side are left out; what is longer than config.data.max_length is cut. None if
+    no pair is left or the value is not finite.
+    """
+    sides = (translator.vocabulary.encode(side) for side in (text.sources, text.references))
+    pairs = [
+        [cut(ids, translator.max_length) for ids in pair]
+        for pair in zip(*sides, strict=True)
+        if min(map(len, pair)) > 1
+    ]
+    # The logits of so many tokens exist at a time.
+    train = dataclasses.replace(config.train, logits_chunk=1024)
+    mesh = make_mesh(MeshConfig())
+    eval_step = make_eval_step(dataclasses.replace(config, train=train), mesh)
+    params = jax.device_put(translator.params, replicated(mesh))
+    nats, tokens = 0.0, 0.0
+    for group in group_by_length(
+        [max(map(len, pair)) for pair in pairs], translator.batch_tokens, rows_multiple=mesh.size
+    ):
+        source, target = (
+            pad([pairs[index][side] for index in group.members], group.rows, group.length)
+            for side in (0, 1)
+        )
+        batch = Batch(source, target, np.arange(group.rows, dtype=np.int32))
+        sums = eval_step(params, jax.device_put(batch, batch_sharding(mesh)))
+        nats += float(sums.negative_log_likelihood)
+        tokens += float(sums.tokens)
+    value = float(np.exp(nats / tokens)) if tokens else math.nan
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def read_text(
+    workdir: str | Path, split: str, source: str | None = None, reference: str | None = None
+) -> Text:
+    """The text of two files, or else of a split of the run's own data.
+
+    Raises:
+      UserError: a file is missing or not UTF-8, or the numbers of lines differ.
+    """
+    if (source is None) != (reference is None):
+        raise UserError("--source and --reference go together; give both or neither")
+    kept = None
+    if source is None or reference is None:
+        kept = split
+        source, reference = (
+            str(Path(workdir) / "data" / f"{split}.{side}.txt") for side in ("source", "target")
+        )
+        if Path(workdir).is_dir() and not Path(source).exists():
+            raise UserError(
+                f"{workdir} has no {split} split; give files with --source and --reference"
+            )
+    sources, references = read_lines(source), read_lines(reference)
+    if len(sources) != len(references):
+        raise UserError(
+            f"{source} has {len(sources)} lines and {reference} has {len(references)}; "
+            "line n of one must be the translation of line n of the other"
+        )
+    if not sources:
+        raise UserError(f"{source} is empty; there is nothing to score")
+    return Text(sources, references, kept)

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beam search: section 6.1; the length penalty is equation 14 of Wu et al. 2016 (arXiv 1609.08144).
+
+The search knows no model. It asks a function `step` for the logits of the next token, and carries a
+cache on the function's behalf: hypotheses change places as they overtake one another, and every
+leaf of the cache, which leads with [B, W], moves with them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from transformer_jax.data.batch import EOS, PAD
+
+Step = Callable[[Array, Array, Any], tuple[Array, Any]]  # ids, position, cache -> logits, cache
+IMPOSSIBLE = -jnp.inf
+COLUMNS = 128  # see best_tokens; of 64 to 512, within 10 % of the best on a CPU
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BeamResult:
+    """The R best hypotheses of each sentence, best first."""
+
+    ids: Any  # [B, R, L] int32: tokens up to and with EOS, then PAD.
+    scores: (
+        Any  # [B, R] float32: log-probability / length penalty; -inf where there are fewer than R.
+    )
+    lengths: Any  # [B, R] int32: tokens, EOS included; 0 where there are fewer than R.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SearchState:
+    """What one step of the search hands to the next."""
+
+    position: Any  # [] int32: the place of the token that the next step chooses.
+    live_ids: Any  # [B, W, L] int32: hypotheses without EOS, best first, PAD from `position` on.
+    live_scores: Any  # [B, W] float32: their log-probabilities; all -inf once the sentence is done.
+    best: BeamResult  # The R best hypotheses so far that have taken EOS.
+    cache: Any  # Arrays [B, W, ...]: what `step` remembers of the live hypotheses.
+
+
+def length_penalty(
+    length: Int[Array, "*dims"] | int, alpha: Float[Array, ""] | float
+) -> Float[Array, "*dims"]:
+    """lp(Y) = ((5 + |Y|) / 6)^alpha, where |Y| counts EOS. Scores are log P(Y | X) / lp(Y)."""
+    return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
+
+
+def beam_search(
+    step: Step,
+    cache: Any,
+    *,
+    beam_size: int,
+    max_lengths: Int[Array, " B"],
+    length: int,
+    alpha: Float[Array, ""] | float = 0.6,
+    results: int | None = None,
+    eos: int = EOS,
+    early_stop: bool = True,
+) -> BeamResult:
+    """Search for the translations with the highest length-penalised log-probability.
+
+    At every position the 2W best continuations of a sentence's W hypotheses are looked at. Those
+    that end in EOS compete for a place among the R finished ones; of the others the W best live on,
+    and there are always W, because at most W of the 2W can end. A hypothesis that reaches its
+    sentence's limit takes EOS there, whatever its probability.
+
+    A sentence is done when no live hypothesis can get a better score than the worst of its R
+    finished ones: stopping early never changes the result. The search ends when all are done.
+
+    With beam_size=1 this is greedy search: the best token at every position until that is EOS.
+
+    Args:
+      step: (ids [B, W], position [], cache) -> (logits [B, W, VOCAB], cache): what follows the
+        tokens `ids` of position - 1. At position 0 there is none, and `ids` are meaningless.
+      cache: any pytree of arrays [B, W, ...].
+      beam_size: W.
+      max_lengths: each sentence's limit in tokens, EOS included; with 0 it gets no hypothesis.
+      length: L, at least the largest of max_lengths.
+      alpha: the length penalty's exponent; any real number.
+      results: R, by default W. With 1 the search is done sooner.
+      eos: the token that ends a hypothesis.
+      early_stop: False searches on up to the limits.
+    """
+    batch, width, kept = max_lengths.shape[0], beam_size, results or beam_size
+    state = SearchState(
+        position=jnp.int32(0),
+        live_ids=jnp.full((batch, width, length), PAD, jnp.int32),
+        # All hypotheses start alike: only one of them may be continued.
+        live_scores=jnp.full((batch, width), IMPOSSIBLE)
+        .at[:, 0]
+        .set(jnp.where(max_lengths > 0, 0.0, IMPOSSIBLE)),
+        best=BeamResult(
+            ids=jnp.full((batch, kept, length), PAD, jnp.int32),
+            scores=jnp.full((batch, kept), IMPOSSIBLE),
+            lengths=jnp.zeros((batch, kept), jnp.int32),
+        ),
+        cache=cache,
+    )
+    advance = partial(
+        _advance_greedily if width == 1 else _advance,
+        step=step,
+        max_lengths=jnp.minimum(max_lengths, length),
+        alpha=alpha,
+        eos=eos,
+        early_stop=early_stop,
+    )
+    return lax.while_loop(
+        lambda state: jnp.any(state.live_scores > IMPOSSIBLE), advance, state
+    ).best
+
+
+def best_tokens(
+    logits: Float[Array, "B W VOCAB"], count: int
+) -> tuple[Float[Array, "B W count"], Int[Array, "B W count"]]:
+    """The log-probabilities and ids of the most probable tokens, best first.
+
+    lax.top_k over the vocabulary is slow on a CPU. The `count` largest entries of a matrix stand in
+    the `count` columns that have the largest maxima, and finding maxima is fast.
+    """
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [B, W, 1]
+    vocabulary = logits.shape[-1]
+    rows = vocabulary // COLUMNS
+    if rows < 2 or count > COLUMNS:
+        values, ids = lax.top_k(logits, min(count, vocabulary))
+        return values - total, ids
+    whole, lead = rows * COLUMNS, logits.shape[:2]
+    matrix = logits[..., :whole].reshape(*lead, rows, COLUMNS)
+    _, columns = lax.top_k(matrix.max(axis=-2), count)  # [B, W, count]
+    columns = columns[..., None, :]  # [B, W, 1, count]
+    values = jnp.take_along_axis(matrix, columns, axis=-1).reshape(*lead, -1)
+    first = jnp.arange(rows)[None, None, :, None] * COLUMNS  # of each row
+    ids = (first + columns).reshape(*lead, -1)  # [B, W, rows * count]
+    # What fills no whole row is looked at, too.
+    rest = jnp.broadcast_to(jnp.arange(whole, vocabulary), (*lead, vocabulary - whole))
+    values = jnp.concatenate([values, logits[..., whole:]], axis=-1)
+    ids = jnp.concatenate([ids, rest], axis=-1)
+    values, chosen = lax.top_k(values, count)  # [B, W, count]
+    return values - total, jnp.take_along_axis(ids, chosen, axis=-1)
+
+
+def _advance(
+    state: SearchState,
+    *,
+    step: Step,
+    max_lengths: Array,
+    alpha: Array | float,
+    eos: int,
+    early_stop: bool,
+) -> SearchState:
+    """One step of the search: every live hypothesis of every sentence gains a token.
+
+    C, the number of candidates, is 2W, or less in a vocabulary of a few words.
+    """
+    position, width = state.position, state.live_ids.shape[1]
+    logits, cache = step(_last_ids(state), position, state.cache)  # [B, W, VOCAB]
+    scores, tokens, parents = _candidates(logits, state.live_scores, position, max_lengths, eos)
+    ended = tokens == eos  # [B, C]
+
+    best = _merge(
+        state.best,
+        state.live_ids,
+        jnp.where(ended, scores, IMPOSSIBLE) / length_penalty(position + 1, alpha),
+        parents,
+        position,
+        eos,
+    )
+    live_scores, chosen = lax.top_k(jnp.where(ended, IMPOSSIBLE, scores), width)  # [B, W]
+    parents = jnp.take_along_axis(parents, chosen, axis=1)  # [B, W]
+    live_ids, cache = jax.tree.map(partial(_gather, order=parents), (state.live_ids, cache))
+    live_ids = lax.dynamic_update_slice_in_dim(
+        live_ids, jnp.take_along_axis(tokens, chosen, axis=1)[..., None], position, axis=2
+    )
+    if early_stop:
+        # Log-probabilities only fall, so a hypothesis can at most keep the one that it has; the
+        # penalty is most lenient at the limit if alpha > 0, at the next position if alpha < 0.
+        lenient = jnp.maximum(
+            length_penalty(position + 2, alpha), length_penalty(max_lengths, alpha)
+        )  # [B]
+        done = live_scores[:, 0] / lenient <= best.scores[:, -1]  # [B]
+        live_scores = jnp.where(done[:, None], IMPOSSIBLE, live_scores)
+    return SearchState(position + 1, live_ids, live_scores, best, cache)
+
+
+def _candidates(
+    logits: Float[Array, "B W VOCAB"],
+    live_scores: Float[Array, "B W"],
+    position: Int[Array, ""],
+    max_lengths: Int[Array, " B"],
+    eos: int,
+) -> tuple[Float[Array, "B C"], Int[Array, "B C"], Int[Array, "B C"]]:
+    """The 2W best continuations of each sentence: log-probabilities, tokens, hypotheses continued."""
+    batch, width = live_scores.shape
+    log_probs, tokens = best_tokens(logits, 2 * width)  # [B, W, 2W], fewer in a tiny vocabulary
+    each = tokens.shape[2]
+    scores = (live_scores[..., None] + log_probs).reshape(batch, -1)  # [B, W * each]
+    scores, chosen = lax.top_k(scores, min(2 * width, scores.shape[1]))
+    tokens = jnp.take_along_axis(tokens.reshape(batch, -1), chosen, axis=1)
+    parents = chosen // each
+
+    # At the limit every hypothesis continues with EOS and nothing else.
+    at_limit = (position + 1 >= max_lengths)[:, None]  # [B, 1]
+    pad = ((0, 0), (0, scores.shape[1] - width))
+    eos_log_probs = logits[..., eos] - jax.nn.logsumexp(logits, axis=-1)  # [B, W]
+    forced = jnp.pad(live_scores + eos_log_probs, pad, constant_values=IMPOSSIBLE)
+    scores = jnp.where(at_limit, forced, scores)
+    tokens = jnp.where(at_limit, eos, tokens)
+    every = jnp.broadcast_to(jnp.arange(width), live_scores.shape)  # [B, W]
+    parents = jnp.where(at_limit, jnp.pad(every, pad), parents)
+    return scores, tokens, parents
+
+
+def _merge(
+    best: BeamResult,
+    live_ids: Int[Array, "B W L"],
+    scores: Float[Array, "B C"],
+    parents: Int[Array, "B C"],
+    position: Int[Array, ""],
+    eos: int,
+) -> BeamResult:
+    """The R best of the finished hypotheses and of those that end now (score above -inf)."""
+    kept = best.scores.shape[1]
+    merged, chosen = lax.top_k(jnp.concatenate([best.scores, scores], axis=1), kept)  # [B, R]
+    fresh = (chosen >= kept) & (merged > IMPOSSIBLE)  # [B, R]
+    # Where the chosen ones stand in [finished | live]; a fresh one is its parent and EOS.
+    stay = jnp.broadcast_to(jnp.arange(kept), best.scores.shape)  # [B, R]
+    places = jnp.concatenate([stay, kept + parents], axis=1)  # [B, R + C]
+    places = jnp.take_along_axis(places, chosen, axis=1)  # [B, R]
+    ids = _gather(jnp.concatenate([best.ids, live_ids], axis=1), places)  # [B, R, L]
+    here = fresh[..., None] & (jnp.arange(ids.shape[2]) == position)[None, None]  # [B, R, L]
+    lengths = _gather(jnp.pad(best.lengths, ((0, 0), (0, live_ids.shape[1]))), places)  # [B, R]
+    return BeamResult(
+        ids=jnp.where(here, eos, ids),
+        scores=merged,
+        lengths=jnp.where(fresh, position + 1, lengths),
+    )
+
+
+def _advance_greedily(
+    state: SearchState,
+    *,
+    step: Step,
+    max_lengths: Array,
+    alpha: Array | float,
+    eos: int,
+    early_stop: bool,
+) -> SearchState:
+    """A step with W = 1: nothing competes, so nothing is sorted or moved, and EOS ends it."""
+    del early_stop  # a single hypothesis has nothing to wait for
+    position = state.position
+    logits, cache = step(_last_ids(state), position, state.cache)  # [B, 1, VOCAB]
+    log_probs, tokens = (entry[..., 0] for entry in best_tokens(logits, 1))  # [B, 1]
+    at_limit = (position + 1 >= max_lengths)[:, None]  # [B, 1]
+    eos_log_probs = logits[..., eos] - jax.nn.logsumexp(logits, axis=-1)
+    tokens = jnp.where(at_limit, eos, tokens)
+    scores = state.live_scores + jnp.where(at_limit, eos_log_probs, log_probs)  # [B, 1]
+    live_ids = lax.dynamic_update_slice_in_dim(
+        state.live_ids, tokens[..., None], position, axis=2
+    )  # [B, 1, L]
+    ended = (tokens == eos) & (state.live_scores > IMPOSSIBLE)  # [B, 1]
+    penalised = scores / length_penalty(position + 1, alpha)
+    best = BeamResult(
+        ids=jnp.where(ended[..., None], live_ids, state.best.ids),
+        scores=jnp.where(ended, penalised, state.best.scores),
+        lengths=jnp.where(ended, position + 1, state.best.lengths),
+    )
+    return SearchState(position + 1, live_ids, jnp.where(ended, IMPOSSIBLE, scores), best, cache)
+
+
+def _last_ids(state: SearchState) -> Int[Array, "B W"]:
+    """The tokens before `position`."""
+    last = jnp.maximum(state.position - 1, 0)
+    return lax.dynamic_index_in_dim(state.live_ids, last, axis=2, keepdims=False)
+
+
+def _gather(leaf: Array, order: Int[Array, "B W"]) -> Array:
+    """leaf [B, from, ...] rearranged to [B, W, ...]."""
+    return leaf[jnp.arange(order.shape[0])[:, None], order]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a Transformer, or go on where the run folder stands.
+
+    python -m transformer_jax.main --config=configs/demo.py
+    python -m transformer_jax.main --config=configs/multi30k.py \\
+        --config.data.path='data/{split}.{lang}' --workdir=runs/m30k
+
+Any value of the config is overridden by --config.<section>.<name>=<value>. The same command again
+resumes after the last checkpoint, and does nothing but score once the run is finished.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from transformer_jax import errors
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run's config, a Python file: configs/demo.py, configs/base.py, ..."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run folder; by default runs/<name of the config file>."
+)
+flags.mark_flag_as_required("config")
+
+
+def main(_: Sequence[str]) -> None:
+    """Parse the flags, train, print the result."""
+    from transformer_jax import runtime  # after the flags: --help need not wait for JAX
+
+    runtime.set_up()
+    from transformer_jax.config import resolve
+    from transformer_jax.run import Interrupted, describe, run_training
+
+    workdir = Path(_WORKDIR.value or Path("runs") / config_name())
+    try:
+        summary = run_training(resolve(_CONFIG.value), workdir)
+    except Interrupted as stop:
+        print(
+            f"interrupted: step {stop.step} is saved in {workdir}; the same command resumes",
+            file=sys.stderr,
+        )
+        sys.exit(128 + stop.signal_number)
+    print(describe(summary))
+
+
+def config_name() -> str:
+    """`big` for --config=configs/big.py, and `big-tiny` for configs/big.py:tiny."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "-".join(filter(None, (Path(path).stem, variant)))
+
+
+if __name__ == "__main__":
+    errors.run_command(main)

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole training run in a run folder: what `python -m transformer_jax.main` and notebooks call."""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from transformer_jax.checkpoints import Checkpoints, average, load_model, saved_steps
+from transformer_jax.config import Config
+from transformer_jax.data import pipeline
+from transformer_jax.errors import UserError
+from transformer_jax.inference.scores import Scores, score
+from transformer_jax.inference.translator import Translator
+from transformer_jax.training import step as training_step
+from transformer_jax.training.loop import put, train
+from transformer_jax.training.loss import Means
+from transformer_jax.training.metrics import MetricsWriter
+from transformer_jax.training.sharding import batch_ways, make_mesh
+
+log = logging.getLogger(__name__)
+
+# What may differ when a run goes on: none of it changes what the model learns from a step.
+_FREE = {
+    "train.num_steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.accumulate",
+    "train.logits_chunk",
+}
+_FREE_SECTIONS = {"decode", "mesh"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a finished run is judged by."""
+
+    workdir: Path
+    step: int
+    scores: Scores | None  # of the averaged checkpoint on the test split, if there is one
+    examples: list[tuple[str, str, str]]  # source, translation, reference
+
+
+class Interrupted(Exception):
+    """A signal ended the run before its last step; everything up to `step` is saved."""
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(signal_number, step)
+        self.signal_number, self.step = signal_number, step
+
+
+def run_training(config: Config, workdir: str | Path) -> Summary:
+    """Train to the end, or go on where the folder's last checkpoint stands; then average and score.
+
+    Raises:
+      UserError: something that the user can mend, in one line.
+      Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    workdir = Path(workdir)
+    claim(config, workdir)
+    mesh = make_mesh(config.mesh)
+    dataset = pipeline.prepare(config, workdir)
+    rows_multiple = batch_ways(mesh) * config.train.accumulate
+    with Checkpoints(workdir, config.train.keep) as checkpoints, _signals() as caught:
+        state = checkpoints.restore(training_step.abstract_state(config, mesh))
+        if state is None:
+            state = training_step.initial_state(config, mesh)
+        else:
+            log.info("resuming after step %d", state.step)
+        start = int(state.step)
+        batches = pipeline.training_batches(
+            dataset, config, start_step=start, rows_multiple=rows_multiple
+        )
+        with MetricsWriter(workdir, start) as writer:
+            state = train(
+                config,
+                mesh,
+                state,
+                iter(batches),
+                writer,
+                evaluate=_evaluator(config, dataset, mesh, workdir),
+                save=checkpoints.save,
+                should_stop=lambda: bool(caught),
+            )
+            checkpoints.wait()
+            step = int(state.step)
+            if caught:
+                raise Interrupted(caught[0], step)
+            summary = finish(config, dataset, workdir, step)
+            if summary.scores is not None:
+                writer.write(step, {"test/bleu": summary.scores["bleu"]})
+    return summary
+
+
+def claim(config: Config, workdir: Path) -> None:
+    """Write the folder's config.json, or check that the one there trains the same model.
+
+    Raises:
+      UserError: the folder belongs to another config, or cannot be written.
+    """
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_same(Config.from_json(path.read_text(encoding="utf-8")), config, workdir)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(config.to_json(), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be used: {error}") from None
+
+
+def _check_same(old: Config, new: Config, workdir: Path) -> None:
+    for section in dataclasses.fields(Config):
+        if section.name in _FREE_SECTIONS:
+            continue
+        before, after = getattr(old, section.name), getattr(new, section.name)
+        for field in dataclasses.fields(before):
+            name = f"{section.name}.{field.name}"
+            was, now = getattr(before, field.name), getattr(after, field.name)
+            if was != now and name not in _FREE:
+                raise UserError(
+                    f"{workdir} was made with config.{name}={was!r}, this config has {now!r}; "
+                    "use another --workdir, or the value that it was made with"
+                )
+
+
+def _evaluator(
+    config: Config, dataset: pipeline.Dataset, mesh: jax.sharding.Mesh, workdir: Path
+) -> Callable[[training_step.TrainState], dict[str, float]]:
+    """A function from the state to the validation split's perplexity and BLEU."""
+    eval_step = training_step.make_eval_step(config, mesh)
+    translator: Translator | None = None
+
+    def evaluate(state: training_step.TrainState) -> dict[str, float]:
+        nonlocal translator
+        text = dataset.text("validation")
+        if text is None or dataset.validation is None:
+            return {}
+        means = Means.of(
+            eval_step(state.params, put(batch, mesh))
+            for batch in pipeline.evaluation_batches(
+                dataset.validation, config, rows_multiple=batch_ways(mesh)
+            )
+        )
+        if translator is None:
+            model = training_step.nnx.merge(training_step.model_structure(config), state.params)
+            translator = Translator(
+                model, dataset.vocabulary, config.decode, config.data.max_length, mesh=mesh
+            )
+        step = int(state.step)
+        hypotheses = translator.with_params(state.params).translate(text[0])
+        write_translations(workdir, "validation", step, hypotheses)
+        bleu = score(hypotheses, text[1], bootstrap=0)["bleu"]
+        log.info("step %d  validation BLEU %.2f  perplexity %.3f", step, bleu, means.perplexity)
+        return {
+            "eval/perplexity": means.perplexity,
+            "eval/accuracy": means.accuracy,
+            "eval/bleu": bleu,
+        }
+
+    return evaluate
+
+
+def finish(config: Config, dataset: pipeline.Dataset, workdir: Path, step: int) -> Summary:
+    """Average the last checkpoints, as the paper does, and score them on the test split."""
+    average(workdir, min(config.train.keep, len(saved_steps(workdir))))
+    text = dataset.text("test")
+    if text is None:
+        return Summary(workdir, step, None, [])
+    _, model, _ = load_model(workdir, "average")
+    translator = Translator(model, dataset.vocabulary, config.decode, config.data.max_length)
+    hypotheses = translator.translate(text[0])
+    write_translations(workdir, "test", step, hypotheses)
+    examples = list(zip(text[0], hypotheses, text[1], strict=True))[:: max(1, len(text[0]) // 5)]
+    return Summary(workdir, step, score(hypotheses, text[1]), examples[:5])
+
+
+def write_translations(workdir: Path, split: str, step: int, lines: list[str]) -> Path:
+    """`translations/<split>.<step>.txt` of the run folder."""
+    path = workdir / "translations" / f"{split}.{step}.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The list that SIGINT and SIGTERM are added to; a second SIGINT interrupts at once."""
+    caught: list[int] = []
+
+    def note(number: int, _: types.FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+        log.warning("signal %d: saving after this step", number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def describe(summary: Summary) -> str:
+    """The summary as a person reads it."""
+    lines = []
+    for source, translation, reference in summary.examples:
+        lines += [
+            f"  source       {source}",
+            f"  translation  {translation}",
+            f"  reference    {reference}",
+            "",
+        ]
+    if summary.scores is not None:
+        lines.append(f"test BLEU {summary.scores['bleu']:.2f}  ({summary.scores['signature']})")
+    lines.append(f"run folder: {summary.workdir}")
+    return "\n".join(lines)
