@@ -6,10 +6,14 @@ import os
 # Before anything imports JAX.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the suite's time is compilation, of functions that run once or twice.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 from pathlib import Path
 
 import hypothesis
+import jax
+import jax.numpy as jnp
 import jaxtyping
 import ml_collections
 import numpy as np
@@ -17,7 +21,13 @@ import pytest
 
 # Every annotated shape of our own packages is checked in the tests, and only there.
 jaxtyping.install_import_hook(
-    ["transformer_jax.model", "transformer_jax.training", "attention_kernels"],
+    [
+        "transformer_jax.model",
+        "transformer_jax.training",
+        "transformer_jax.inference",
+        "transformer_jax.evaluation",
+        "attention_kernels",
+    ],
     "beartype.beartype",
 ).__enter__()
 
@@ -79,8 +89,9 @@ def random_batch(
 ) -> Batch:
     """A packed batch of random tokens."""
     rng = np.random.default_rng(seed)
-    return Batch(
+    batch = Batch(
         random_tokens(rng, rows, source_length, vocabulary),
         random_tokens(rng, rows, target_length, vocabulary),
         np.arange(rows, dtype=np.int32),
     )
+    return jax.tree.map(jnp.asarray, batch)

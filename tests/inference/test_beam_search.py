@@ -50,17 +50,19 @@ class Language:
 
 @partial(jax.jit, static_argnames=("width", "length", "results", "early_stop"))
 def compiled_search(table, limits, alpha, *, width, length, results, early_stop):
-    """Beam search over table [B, HISTORIES, VOCAB]; the cache is the history's number, [B, W]."""
+    """Beam search over table [B, HISTORIES, VOCAB]; the cache is every position's history's number."""
     batch, _, vocabulary = table.shape
 
     def step(ids, position, cache):
-        history = jnp.where(position == 0, 0, cache["history"] * vocabulary + 1 + ids)
+        before = cache["history"][:, :, jnp.maximum(position - 1, 0)]  # [B, W]
+        history = jnp.where(position == 0, 0, before * vocabulary + 1 + ids)
         logits = table[jnp.arange(batch)[:, None], history]
-        return logits + 3.0, {"history": history}  # log-probabilities up to a constant
+        cache = {"history": cache["history"].at[:, :, position].set(history)}
+        return logits + 3.0, cache  # log-probabilities up to a constant
 
     return beam_search(
         step,
-        {"history": jnp.zeros((batch, width), jnp.int32)},
+        {"history": jnp.zeros((batch, width, length), jnp.int32)},
         beam_size=width,
         max_lengths=limits,
         length=length,

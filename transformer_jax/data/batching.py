@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sentences share a row and which rows share a batch: section 5.1, "batches of similar length".
+"""Which sentences share a row, and which rows a batch: section 5.1.
 
 Several sentences stand in one row (packing), so that few positions are padding although batches
 have few shapes: a row has one of the lengths 64, 128, ... up to the longest allowed, the same on
@@ -12,11 +12,15 @@ both sides. The plan of an epoch is computed, not remembered:
 
 Patterns depend on lengths alone, so every epoch has the same number of batches, and finding the
 batch of a step needs no walk through the steps before it. Which pair of a cell stands where, and
-the order of batches and windows, is drawn anew in every epoch from (seed, epoch).
+the order of batches and windows, is drawn anew in every epoch from (seed, epoch). An epoch has
+every pair exactly once; the one batch of a window that is not full is filled up with empty rows.
 """
 
 import dataclasses
 import functools
+import math
+import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +29,9 @@ from transformer_jax.data.batch import Batch, Tokens
 
 _WINDOW = 2**17  # pairs that are planned together
 _SHORTEST_ROW = 64  # tokens
-_CELL = 2**16  # a cell is source length * _CELL + target length
+_ROWS = 16  # a batch has a multiple of so many rows, on whatever mesh: see `rows_of_batch`
+_CELL = 2**31  # a cell is source length * _CELL + target length
+_BLOCK = 2048  # cells that are searched at once
 # How many tokens of size a token of imbalance outweighs: 0.5 fills 96.8 % of Multi30k's positions,
 # 0 fills 94.3 %, 2 fills 95.9 %.
 _BALANCE = 0.5
@@ -61,7 +67,7 @@ class BatchPlan:
         rows_multiple: int = 1,
         shuffle: bool = True,
     ):
-        """Nothing is computed before the first batch is asked for.
+        """A plan; nothing is computed before the first batch is asked for.
 
         Args:
           lengths: [n, 2], each pair's source and target tokens, none more than `max_length`.
@@ -75,16 +81,21 @@ class BatchPlan:
         self._windows = -(-len(lengths) // _WINDOW)
         self._row_lengths = row_lengths(max_length)
         self._rows_of = {
-            length: max(1, batch_tokens // length // rows_multiple) * rows_multiple
+            length: rows_of_batch(batch_tokens, length, rows_multiple)
             for length in self._row_lengths
         }
         # Plans are recomputed when asked for again; the few last ones are kept.
         self._patterns = functools.lru_cache(maxsize=4)(self._plan_window)
         self._batches = functools.lru_cache(maxsize=4)(self._fill_window)
         self._counts: dict[int, int] = {}  # batches of each window that was planned
+        self._lock = threading.Lock()  # loading threads wait for a plan rather than make it twice
 
     def batch(self, step: int) -> PlannedBatch:
         """The batch of a step, for any step from 0 on."""
+        with self._lock:
+            return self._find(step)
+
+    def _find(self, step: int) -> PlannedBatch:
         epoch, first = 0, 0
         if len(self._counts) == self._windows:
             epoch, step = divmod(step, self.batches_per_epoch())
@@ -99,10 +110,10 @@ class BatchPlan:
         """How many batches one pass over the corpus has; plans all of it."""
         return sum(self._count(window) for window in range(self._windows))
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> Sequence[int]:
         if not self._shuffle:
-            return np.arange(self._windows)
-        return np.random.default_rng((self._seed, epoch)).permutation(self._windows)
+            return range(self._windows)
+        return np.random.default_rng((self._seed, epoch)).permutation(self._windows).tolist()
 
     def _count(self, window: int) -> int:
         if window not in self._counts:
@@ -120,7 +131,7 @@ class BatchPlan:
 
     def _plan_window(self, window: int) -> list[_Pattern]:
         cells, counts = np.unique(self._cells(window), return_counts=True)
-        return _pack(cells, counts, self._row_lengths, self._rows_of)
+        return _pack(_Cells(cells, counts), self._row_lengths, self._rows_of)
 
     def _cells(self, window: int) -> np.ndarray:
         lengths = np.asarray(self._lengths[self._members(window)], np.int64)
@@ -168,66 +179,94 @@ def row_lengths(max_length: int) -> list[int]:
     return [*lengths, max_length]
 
 
-def _pack(
-    cells: np.ndarray, counts: np.ndarray, row_lengths: list[int], rows_of: dict[int, int]
-) -> list[_Pattern]:
+def rows_of_batch(batch_tokens: int, row_length: int, rows_multiple: int) -> int:
+    """How many rows hold at most `batch_tokens`, and a multiple of `rows_multiple`.
+
+    Where there are enough, their number is also a multiple of 16, so that a run has the same
+    batches whether 1, 2, 4, 8 or 16 devices (or pieces of an accumulated step) share them.
+    """
+    rows = batch_tokens // row_length
+    for multiple in (math.lcm(_ROWS, rows_multiple), rows_multiple):
+        if rows >= multiple:
+            return rows // multiple * multiple
+    return rows_multiple
+
+
+class _Cells:
+    """The pairs of a window that no row holds yet: `left[i]` of them have the lengths of cell i."""
+
+    def __init__(self, cells: np.ndarray, counts: np.ndarray):
+        total = cells // _CELL + cells % _CELL
+        order = np.argsort(-total, kind="stable")  # largest first
+        self.cells, self.left = cells[order], counts[order].copy()
+        self.source, self.target = self.cells // _CELL, self.cells % _CELL
+        self.total, self.longest = total[order], np.maximum(self.source, self.target)
+        self.negative_total = -self.total
+
+    def first(self, longer_than: int) -> int | None:
+        """The largest cell with a side longer than that."""
+        left = self.left > 0
+        if 3 * np.count_nonzero(left) < 2 * len(left):  # shorter arrays: a third less time
+            self.__dict__ = {name: array[left] for name, array in vars(self).items()}
+        found = np.flatnonzero((self.left > 0) & (self.longest > longer_than))
+        return int(found[0]) if len(found) else None
+
+    def best(self, source_room: int, target_room: int) -> int | None:
+        """The largest cell that fits, as long as it leaves about the same room on both sides."""
+        best_score, best_place = -math.inf, None
+        start = int(np.searchsorted(self.negative_total, -source_room - target_room))
+        # No cell scores more than its total, and totals fall.
+        while start < len(self.total) and best_score < self.total[start]:
+            block = slice(start, start + _BLOCK)
+            source, target = source_room - self.source[block], target_room - self.target[block]
+            fits = (source >= 0) & (target >= 0) & (self.left[block] > 0)
+            score = np.where(fits, self.total[block] - _BALANCE * np.abs(source - target), -np.inf)
+            place = int(score.argmax())
+            if score[place] > best_score:
+                best_score, best_place = float(score[place]), start + place
+            start += _BLOCK
+        return best_place
+
+
+def _pack(cells: _Cells, row_lengths: list[int], rows_of: dict[int, int]) -> list[_Pattern]:
     """Patterns that use up all pairs, longest rows first.
 
     A row of length L starts with a pair that is too long to share a shorter row with another like
     it, and goes on with the largest pairs that still fit. The last batch of each length is filled
     up with rows of shorter pairs, so that only the shortest rows leave a batch unfilled.
     """
-    order = np.argsort(-(cells // _CELL + cells % _CELL), kind="stable")  # largest first
-    cells, left = cells[order], counts[order].copy()
-    source, target = cells // _CELL, cells % _CELL
-    longest = np.maximum(source, target)
     patterns: list[_Pattern] = []
     for shorter, length in reversed(list(zip([0, *row_lengths], row_lengths, strict=False))):
         rows = 0
-        while len(starts := np.flatnonzero((left > 0) & (longest > shorter // 2))):
-            chosen = _fill_row(int(starts[0]), source, target, left, length)
-            times = min(left[cell] // chosen.count(cell) for cell in set(chosen))
-            rows += _use(patterns, chosen, int(times), cells, left, length)
-        while rows % rows_of[length] and len(starts := np.flatnonzero(left)):
-            chosen = _fill_row(int(starts[0]), source, target, left, length)
-            times = min(left[cell] // chosen.count(cell) for cell in set(chosen))
-            times = min(times, -rows % rows_of[length])
-            rows += _use(patterns, chosen, int(times), cells, left, length)
+        while (first := cells.first(longer_than=shorter // 2)) is not None:
+            patterns.append(_take_rows(cells, first, length))
+            rows += patterns[-1].times
+        while rows % rows_of[length] and (first := cells.first(longer_than=0)) is not None:
+            patterns.append(_take_rows(cells, first, length, at_most=-rows % rows_of[length]))
+            rows += patterns[-1].times
     return patterns
 
 
-def _fill_row(
-    first: int, source: np.ndarray, target: np.ndarray, left: np.ndarray, length: int
-) -> list[int]:
-    """Places (in `source` and `target`, which are sorted largest first) that share a row."""
+def _take_rows(cells: _Cells, first: int, length: int, at_most: int | None = None) -> _Pattern:
+    """Fill a row that starts with the cell `first`, as many times as the cells allow."""
     chosen: list[int] = []
     source_room, target_room, place = length, length, first
     while True:
         chosen.append(place)
-        source_room -= int(source[place])
-        target_room -= int(target[place])
-        fits = (source <= source_room) & (target <= target_room) & (left > 0)
-        for used in set(chosen):
-            fits[used] &= left[used] > chosen.count(used)
-        # The largest pair that fits, as long as it leaves about the same room on both sides.
-        imbalance = np.abs((source_room - source) - (target_room - target))
-        place = int(np.argmax(np.where(fits, source + target - _BALANCE * imbalance, -np.inf)))
-        if not fits[place]:
-            return chosen
-
-
-def _use(
-    patterns: list[_Pattern],
-    chosen: list[int],
-    times: int,
-    cells: np.ndarray,
-    left: np.ndarray,
-    length: int,
-) -> int:
-    for place in chosen:
-        left[place] -= times
-    patterns.append(_Pattern(length, [int(cells[place]) for place in chosen], times))
-    return times
+        cells.left[place] -= 1
+        source_room -= int(cells.source[place])
+        target_room -= int(cells.target[place])
+        found = cells.best(source_room, target_room)
+        if found is None:
+            break
+        place = found
+    uses = Counter(chosen)
+    more = min(int(cells.left[place]) // count for place, count in uses.items())
+    if at_most is not None:
+        more = min(more, at_most - 1)
+    for place, count in uses.items():
+        cells.left[place] -= more * count
+    return _Pattern(length, cells.cells[chosen].tolist(), 1 + more)
 
 
 def assemble(
@@ -246,12 +285,14 @@ def assemble(
 
 def _side(rows: Sequence[Sequence[np.ndarray]], row_length: int) -> Tokens:
     ids, segments, positions = np.zeros((3, len(rows), row_length), np.int32)
-    for row, sentences in enumerate(rows):
-        start = 0
-        for number, sentence in enumerate(sentences, start=1):
-            end = start + len(sentence)
-            ids[row, start:end] = sentence
-            segments[row, start:end] = number
-            positions[row, start:end] = np.arange(len(sentence))
-            start = end
+    sentences = [sentence for row in rows for sentence in row]
+    if sentences:
+        lengths = np.array([len(sentence) for sentence in sentences])
+        numbers = np.concatenate([np.arange(1, len(row) + 1) for row in rows])
+        in_row = np.array([sum(map(len, row)) for row in rows])
+        real = np.arange(row_length) < in_row[:, None]  # [rows, row_length]
+        ids[real] = np.concatenate(sentences)
+        segments[real] = np.repeat(numbers, lengths)
+        starts = np.cumsum(lengths) - lengths
+        positions[real] = np.arange(lengths.sum()) - np.repeat(starts, lengths)
     return Tokens(ids, segments, positions)

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where sentence pairs come from: the built-in phrasebook, text files, or a TFDS data set."""
 
+import codecs
 import dataclasses
+import functools
 import gzip
+import hashlib
 import itertools
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +17,8 @@ from transformer_jax.errors import UserError
 
 Pair = tuple[str, str]
 
+_SPLITS = ("train", "validation", "test")
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -20,10 +26,10 @@ class Corpus:
 
     name: str  # changes when the pairs do
     pairs: Callable[[], Iterator[Pair]]
-    length: int
+    count: Callable[[], int]
 
     def __len__(self) -> int:
-        return self.length
+        return self.count()
 
     def __iter__(self) -> Iterator[Pair]:
         return self.pairs()
@@ -43,13 +49,13 @@ def load(data: DataConfig, split: str) -> Corpus | None:
             raise UserError("config.data.splits.train is empty; it must name the training split")
         return None
     if data.source == "phrasebook":
-        return _phrasebook(data, split)
+        return _phrasebook(data, name)
     if data.source == "text":
         return _text(data, name)
     return _tfds(data, name)
 
 
-def _phrasebook(data: DataConfig, split: str) -> Corpus:
+def _phrasebook(data: DataConfig, name: str) -> Corpus:
     from transformer_jax.data import phrasebook  # made when it is asked for
 
     languages = (data.source_lang, data.target_lang)
@@ -57,37 +63,60 @@ def _phrasebook(data: DataConfig, split: str) -> Corpus:
         raise UserError(
             f"config.data.source=phrasebook has en and de, not {languages[0]} and {languages[1]}"
         )
+    if name not in _SPLITS:
+        raise UserError(
+            f"config.data.splits names {name!r}; the phrasebook has {', '.join(_SPLITS)}"
+        )
+    english_german = phrasebook.pairs(name)
     swap = languages == ("de", "en")
 
     def pairs() -> Iterator[Pair]:
-        for english, german in phrasebook.pairs(split):
-            yield (german, english) if swap else (english, german)
+        return (
+            (german, english) if swap else (english, german) for english, german in english_german
+        )
 
-    return Corpus(f"phrasebook {split}", pairs, len(phrasebook.pairs(split)))
+    digest = hashlib.sha256("\n".join(itertools.chain.from_iterable(english_german)).encode())
+    identity = f"phrasebook {name} {' '.join(languages)} {digest.hexdigest()}"
+    return Corpus(identity, pairs, english_german.__len__)
 
 
 def _text(data: DataConfig, name: str) -> Corpus:
-    paths = [_find(data.path, name, language) for language in (data.source_lang, data.target_lang)]
-    counts = [sum(1 for _ in _lines(path)) for path in paths]
-    if counts[0] != counts[1]:
-        raise UserError(
-            f"{paths[0]} has {counts[0]} lines and {paths[1]} has {counts[1]}; "
-            "line i of one must translate line i of the other"
-        )
-    if not counts[0]:
-        raise UserError(f"{paths[0]} is empty; give a file with one sentence a line")
-    stamps = [
-        f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths
-    ]
-    return Corpus("\n".join(stamps), lambda: zip(*map(_lines, paths), strict=True), counts[0])
+    languages = (data.source_lang, data.target_lang)
+    source, target = (_find(data, name, language) for language in languages)
+
+    @functools.cache
+    def count() -> int:
+        counts = [sum(1 for _ in _lines(path)) for path in (source, target)]
+        if counts[0] != counts[1]:
+            raise UserError(
+                f"{source} has {counts[0]} lines and {target} has {counts[1]}; "
+                "line i of one must translate line i of the other"
+            )
+        if not counts[0]:
+            raise UserError(f"{source} is empty; give a file with one sentence a line")
+        return counts[0]
+
+    def pairs() -> Iterator[Pair]:
+        count()  # whatever is wrong with the files is told before the first pair
+        yield from zip(_lines(source), _lines(target), strict=True)
+
+    stats = [(path.absolute(), path.stat()) for path in (source, target)]
+    identity = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+    return Corpus(identity, pairs, count)
 
 
-def _find(template: str, split: str, language: str) -> Path:
-    """The file that a path template means, or the same name with .gz."""
+def _find(data: DataConfig, split: str, language: str) -> Path:
+    """The file that config.data.path means, or the same name with .gz."""
+    template = data.path
     if "{lang}" not in template:
         raise UserError(
             f"config.data.path={template!r} has no {{lang}}; write it where the files' names have "
             "the language, such as data/{split}.{lang}"
+        )
+    if "{split}" not in template and sum(map(bool, data.splits.values())) > 1:
+        raise UserError(
+            f"config.data.path={template!r} has no {{split}}, so that training and test would be "
+            "one; write it into the path, or set config.data.splits.validation and test to ''"
         )
     try:
         path = Path(template.format(split=split, lang=language))
@@ -111,6 +140,8 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 try:
                     yield line.decode("utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
@@ -118,43 +149,15 @@ def _lines(path: Path) -> Iterator[str]:
                         f"{path} line {number} is not UTF-8 (byte {error.start + 1}); convert the "
                         "file, such as with iconv -f latin1 -t utf-8"
                     ) from None
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _tfds(data: DataConfig, split: str) -> Corpus:
-    """A TFDS translation data set, prepared as array_record, which needs no TensorFlow."""
-    import tensorflow_datasets as tfds
-    import tensorflow_datasets.translate  # registers the builders
+def _tfds(data: DataConfig, name: str) -> Corpus:
+    from transformer_jax.data.tfds_source import TfdsSplit  # TFDS takes a second to import
 
-    try:
-        builder = tfds.builder(data.source, file_format="array_record")
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"config.data.source={data.source!r} is neither phrasebook, text nor a TFDS name such "
-            f"as wmt14_translate/de-en: {reason}"
-        ) from None
-    languages = {data.source_lang, data.target_lang}
-    if not languages <= set(builder.info.features):
-        raise UserError(
-            f"config.data.source={data.source!r} has {', '.join(builder.info.features)}, not "
-            f"{data.source_lang} and {data.target_lang}"
-        )
-    builder.download_and_prepare()
-    if split not in builder.info.splits:
-        raise UserError(
-            f"config.data.splits names {split!r}; {data.source} has "
-            f"{', '.join(builder.info.splits)}"
-        )
-    records = builder.as_data_source(split)
-
-    def pairs() -> Iterator[Pair]:
-        for index in range(len(records)):
-            record = records[index]
-            yield record[data.source_lang].decode(), record[data.target_lang].decode()
-
-    return Corpus(f"{builder.info.full_name} {split}", pairs, len(records))
+    split = TfdsSplit(data.source, name, (data.source_lang, data.target_lang))
+    return Corpus(split.name, split.__iter__, split.__len__)
 
 
 def sentences(corpus: Corpus) -> Iterator[str]:

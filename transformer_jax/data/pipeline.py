@@ -48,6 +48,7 @@ def prepare(config: Config, workdir: Path) -> Dataset:
       UserError: the corpus or the vocabulary cannot be used.
     """
     data = config.data
+    workdir.mkdir(parents=True, exist_ok=True)
     train = corpora.load(data, "train")
     assert train is not None  # `load` raises for a run without training data
     vocabulary = _vocabulary(config, train, workdir / "vocabulary.model")
@@ -73,7 +74,7 @@ def _vocabulary(config: Config, train: corpora.Corpus, path: Path) -> Vocabulary
         return Vocabulary.load(path, size=size)
     if config.data.vocab_path:
         given = Vocabulary.load(config.data.vocab_path, size=size)
-        path.write_bytes(Path(config.data.vocab_path).read_bytes())
+        _write_whole(path, Path(config.data.vocab_path).read_bytes())
         return given
     log.info("learning a vocabulary of %d pieces", size)
     return train_vocabulary(
@@ -95,8 +96,10 @@ def training_batches(
     Each process gets its share of the rows of a global batch that does not depend on how many
     processes there are; `rows_multiple` is what a global batch's number of rows must divide by.
     """
-    source = _Batches(dataset.train, _plan(dataset.train, config, rows_multiple, shuffle=True))
-    source.process_index, source.process_count = process_index, process_count
+    if rows_multiple % process_count:
+        raise ValueError(f"{rows_multiple=} must be a multiple of {process_count=}")
+    plan = _plan(dataset.train, config, rows_multiple, shuffle=True)
+    source = _Batches(dataset.train, plan, process_index, process_count)
     steps = grain.MapDataset.source(range(start_step, _ENDLESS)).map(source.batch)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
     return iter(steps.to_iter_dataset(options))
@@ -127,7 +130,7 @@ def _plan(
     )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Batches:
     """The batches of a plan, read from the tokenised corpus."""
 
@@ -151,7 +154,8 @@ def read_text(workdir: Path, split: str) -> Text | None:
     paths = [_text_path(workdir, split, side) for side in ("source", "target")]
     if not all(path.exists() for path in paths):
         return None
-    source, target = (path.read_text(encoding="utf-8").split("\n")[:-1] for path in paths)
+    # Bytes, since reading as text would take a carriage return for the end of a line.
+    source, target = (path.read_bytes().decode().split("\n")[:-1] for path in paths)
     if len(source) != len(target):
         raise UserError(f"{paths[0]} and {paths[1]} have different numbers of lines; delete both")
     return source, target
@@ -160,9 +164,17 @@ def read_text(workdir: Path, split: str) -> Text | None:
 def _write_text(workdir: Path, split: str, corpus: corpora.Corpus) -> None:
     for number, side in enumerate(("source", "target")):
         path = _text_path(workdir, split, side)
-        lines = "".join(f"{pair[number]}\n" for pair in corpus)
-        if not path.exists() or path.read_text(encoding="utf-8") != lines:
-            path.write_text(lines, encoding="utf-8")
+        lines = "".join(pair[number].replace("\n", " ") + "\n" for pair in corpus).encode()
+        if not path.exists() or path.read_bytes() != lines:
+            _write_whole(path, lines)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """All of a file or nothing, even if the process dies on the way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def _text_path(workdir: Path, split: str, side: str) -> Path:

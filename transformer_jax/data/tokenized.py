@@ -2,8 +2,8 @@
 """A corpus as token ids on disk: tokenised once, read in any order.
 
 <folder>/pairs.array_record   one record a pair: the source's length, then both sides' ids
-<folder>/lengths.npy          [n, 2] uint16, the only part that is held in memory
-<folder>/report.json          what it was made from, and what was left out
+<folder>/lengths.npy          [n, 2], the only part of which memory must hold anything
+<folder>/report.json          what it was made from, what was left out, the type of the ids
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -26,6 +27,10 @@ from transformer_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 _CHUNK = 4096  # pairs that are tokenised at once
+# A group of one record is read alone. Uncompressed: a sentence of ids hardly shrinks, and reading a
+# batch takes half the time.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_FORMAT = 2  # of what this module writes; another number means that it is written again
 # A piece stands for at least one character, and few pieces for more than this many: a line with
 # more characters a token of `max_length` is over-long, and not worth tokenising.
 _MOST_CHARACTERS_A_TOKEN = 64
@@ -35,8 +40,8 @@ _MOST_CHARACTERS_A_TOKEN = 64
 class TokenizedCorpus:
     """Pairs of token ids, EOS at the end of each side."""
 
-    lengths: np.ndarray  # [n, 2] uint16: source and target tokens
-    report: dict[str, object]
+    lengths: np.ndarray  # [n, 2]: source and target tokens
+    report: dict[str, Any]
     records: grain.sources.ArrayRecordDataSource
 
     @classmethod
@@ -54,7 +59,8 @@ class TokenizedCorpus:
         """(source ids, target ids) of each of these pairs."""
         if not indices:
             return []
-        return [_unpack(record) for record in self.records.__getitems__(list(indices))]
+        ids_type = np.dtype(self.report["ids_type"])
+        return [_unpack(record, ids_type) for record in self.records.__getitems__(list(indices))]
 
 
 def tokenize(
@@ -69,37 +75,52 @@ def tokenize(
       UserError: no pair is left.
     """
     made_from = {
+        "format": _FORMAT,
         "corpus": corpus.name,
         "vocabulary": vocabulary.fingerprint,
         "max_length": max_length,
     }
-    report_path = folder / "report.json"
-    if report_path.exists():
-        report = json.loads(report_path.read_text(encoding="utf-8"))
-        if report["made_from"] == made_from:
-            return TokenizedCorpus.load(folder)
+    if _made_from(folder) == made_from:
+        return TokenizedCorpus.load(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    counts = _write(corpus, vocabulary, max_length, temporary)
-    log.info("%s: %s", folder.name, ", ".join(f"{n:,} {name}" for name, n in counts.items()))
+    largest = max(vocabulary.size, max_length)
+    ids_type = np.dtype(np.uint16 if largest < 2**16 else np.uint32)
+    counts = _write(corpus, vocabulary, max_length, temporary, ids_type)
+    log.info(
+        "%s: %s sentence pairs; left out: %s with an empty side, %s of more than %s tokens",
+        folder.name,
+        *(f"{count:,}" for count in counts.values()),
+        max_length,
+    )
     if not counts["pairs"]:
         raise UserError(
             f"{folder.name} has no usable pair ({counts['empty']} with an empty side, "
             f"{counts['over-long']} over config.data.max_length={max_length}): {corpus.name}"
         )
-    report_text = json.dumps({"made_from": made_from, "counts": counts}, indent=2)
-    (temporary / "report.json").write_text(report_text + "\n", encoding="utf-8")
+    report = {"made_from": made_from, "counts": counts, "ids_type": ids_type.name}
+    (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (folder / "report.json").unlink(missing_ok=True)  # first: without it the old folder is nothing
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
     return TokenizedCorpus.load(folder)
 
 
-def _write(corpus: Corpus, vocabulary: Vocabulary, max_length: int, folder: Path) -> dict[str, int]:
+def _made_from(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / "report.json").read_text(encoding="utf-8"))["made_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(
+    corpus: Corpus, vocabulary: Vocabulary, max_length: int, folder: Path, ids_type: np.dtype
+) -> dict[str, int]:
     """Write the records and the table of lengths; returns the counts of the report."""
     lengths: list[np.ndarray] = []
     counts = {"pairs": 0, "empty": 0, "over-long": 0}
-    writer = ArrayRecordWriter(str(folder / "pairs.array_record"), "group_size:1")
+    writer = ArrayRecordWriter(str(folder / "pairs.array_record"), _WRITER_OPTIONS)
     progress = tqdm(total=len(corpus), unit="pair", desc=f"tokenising {folder.stem}", disable=None)
     for chunk in _chunks(iter(corpus)):
         kept = _not_empty(chunk, counts)
@@ -110,14 +131,14 @@ def _write(corpus: Corpus, vocabulary: Vocabulary, max_length: int, folder: Path
             if max(len(source), len(target)) > max_length:
                 counts["over-long"] += 1
                 continue
-            writer.write(_pack(source, target))
+            writer.write(_pack(source, target, ids_type))
             sizes.append((len(source), len(target)))
-        lengths.append(np.array(sizes, np.uint16).reshape(-1, 2))
+        lengths.append(np.array(sizes, ids_type).reshape(-1, 2))
         counts["pairs"] += len(sizes)
         progress.update(len(chunk))
     progress.close()
     writer.close()
-    np.save(folder / "lengths.npy", np.concatenate([np.zeros((0, 2), np.uint16), *lengths]))
+    np.save(folder / "lengths.npy", np.concatenate([np.zeros((0, 2), ids_type), *lengths]))
     return counts
 
 
@@ -138,10 +159,11 @@ def _not_endless(pairs: list[Pair], most: int, counts: dict[str, int]) -> list[P
     return kept
 
 
-def _pack(source: list[int], target: list[int]) -> bytes:
-    return np.array([len(source), *source, *target], np.uint32).tobytes()
+def _pack(source: list[int], target: list[int], ids_type: np.dtype) -> bytes:
+    return np.array([len(source), *source, *target], ids_type).tobytes()
 
 
-def _unpack(record: bytes) -> tuple[np.ndarray, np.ndarray]:
-    array = np.frombuffer(record, np.uint32)
-    return array[1 : 1 + array[0]], array[1 + array[0] :]
+def _unpack(record: bytes, ids_type: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    array = np.frombuffer(record, ids_type)
+    end = 1 + int(array[0])
+    return array[1:end], array[end:]

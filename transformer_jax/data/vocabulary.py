@@ -3,7 +3,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -13,6 +13,7 @@ from transformer_jax.errors import UserError
 
 # Enough sentences to count pieces by; a larger corpus is sampled.
 _MOST_SENTENCES = 5_000_000
+_LONGEST_SENTENCE = 16_384  # bytes; nothing is learned from longer ones
 
 
 class Vocabulary:
@@ -84,10 +85,11 @@ def train_vocabulary(
     """
     path = Path(path)
     temporary = path.with_suffix(".tmp")
+    failures: list[Exception] = []
     try:
         with temporary.open("wb") as writer:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences),
+                sentence_iterator=_watched(sentences, failures),
                 model_writer=writer,
                 vocab_size=size,
                 model_type=kind,
@@ -99,24 +101,40 @@ def train_vocabulary(
                 bos_id=-1,
                 input_sentence_size=_MOST_SENTENCES,
                 shuffle_input_sentence=True,
-                max_sentence_length=16_384,
+                max_sentence_length=_LONGEST_SENTENCE,
                 num_threads=4,  # fixed: the pieces of unigram depend on it
                 minloglevel=2,
             )
     except RuntimeError as error:
         temporary.unlink(missing_ok=True)
+        if failures:
+            raise failures[0] from None
         raise UserError(_reason(str(error), size)) from None
     temporary.replace(path)
     return Vocabulary.load(path)
 
 
+def _watched(sentences: Iterable[str], failures: list[Exception]) -> Iterator[str]:
+    """The sentences; sentencepiece makes a RuntimeError of any error in between, so keep it."""
+    try:
+        yield from sentences
+    except Exception as error:
+        failures.append(error)
+        raise
+
+
 def _reason(message: str, size: int) -> str:
+    if "sentences_.empty()" in message or "all_chars_count" in message:
+        return (
+            "the training corpus has no usable sentence: every line is blank, or longer than "
+            f"{_LONGEST_SENTENCE:,} bytes"
+        )
     at_most = re.search(r"<= (\d+)", message)
     at_least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if at_most:
-        remedy = f"the corpus fills at most {at_most[1]} pieces"
+        remedy = f"the corpus fills at most {at_most[1]} pieces; set it to that or less"
     elif at_least:
-        remedy = f"the corpus has more characters; at least {at_least[1]} pieces are needed"
+        remedy = f"the corpus has many characters; set it to {at_least[1]} or more"
     else:
         remedy = " ".join(message.split())[:300]
     return f"config.data.vocab_size={size} cannot be trained: {remedy}"

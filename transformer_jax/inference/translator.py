@@ -162,11 +162,10 @@ class Translator:
         """The best translation of each source and, behind them, padding."""
         # Rows without a sentence get an empty one, so that no softmax is over nothing.
         filled = sources + [[EOS]] * (group.rows - len(sources))
-        length = int(min(group.length + self.decode.extra_length, self.longest_output))
+        extra = self.decode.extra_length
         limits = np.zeros(group.rows, np.int32)
-        limits[: len(sources)] = [
-            min(len(ids) + self.decode.extra_length, length) for ids in sources
-        ]
+        limits[: len(sources)] = [min(len(ids) + extra, self.longest_output) for ids in sources]
+        length = -(-(group.length + extra) // 8) * 8
         return np.asarray(
             _translate_batch(
                 self.params,

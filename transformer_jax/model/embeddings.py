@@ -28,10 +28,9 @@ class Embedding(nnx.Module):
         self.config, self.dtype = config, dtype
         initial = nnx.initializers.normal(config.d_model**-0.5)
         self.table = nnx.Param(initial(rngs.params(), (config.vocab_size, config.d_model)))
-        self.position_table = None
-        if config.positions == "learned":
-            shape = (config.max_length, config.d_model)
-            self.position_table = nnx.Param(initial(rngs.params(), shape))
+        shape = (config.max_length, config.d_model)
+        learned = config.positions == "learned"
+        self.position_table = nnx.Param(initial(rngs.params(), shape)) if learned else None
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Vectors of tokens, times sqrt(D) (section 3.4), without positions."""

@@ -27,9 +27,9 @@ Params = dict[str, Any]
 class TrainState:
     """All that a step changes. Randomness is a function of (seed, step), so there is none here."""
 
-    step: jax.Array  # int32 scalar: how many updates the parameters have had
+    step: Any  # int32 scalar: how many updates the parameters have had
     params: Params  # nested by module and parameter name, float32
-    optimizer: optax.OptState
+    optimizer: Any  # optax's state: Adam's moments and counts
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model's laws: what each position may depend on, and that decoding is the same function."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.conftest import random_batch
+from transformer_jax.config import ModelConfig
+from transformer_jax.data.batch import Batch, Tokens
+from transformer_jax.model.noise import Noise
+from transformer_jax.model.transformer import Transformer
+
+SMALL = ModelConfig(
+    vocab_size=96, max_length=32, num_layers=2, d_model=24, d_ff=40, num_heads=4, d_k=6, d_v=10
+)
+VARIANTS = {
+    "paper": SMALL,
+    "pre-norm": dataclasses.replace(SMALL, norm_position="pre"),
+    "learned": dataclasses.replace(SMALL, positions="learned"),
+    "swish": dataclasses.replace(SMALL, activation="swish"),
+}
+
+
+@pytest.fixture(params=VARIANTS, scope="module")
+def model(request):
+    return compiled(VARIANTS[request.param])
+
+
+def compiled(config: ModelConfig) -> SimpleNamespace:
+    """A model's methods as compiled functions: much faster than one operation after the other."""
+    structure, params = nnx.split(Transformer(config, rngs=nnx.Rngs(1)))
+
+    def method(name):
+        function = jax.jit(lambda *args: getattr(nnx.merge(structure, params), name)(*args))
+        return lambda *args: function(*args)
+
+    names = ("hidden", "encode", "decode", "logits", "cross_cache", "decode_step")
+    noisy = jax.jit(lambda batch, noise: nnx.merge(structure, params)(batch, noise=noise))
+    return SimpleNamespace(
+        forward=method("__call__"),
+        noisy=noisy,
+        params=params,
+        empty_cache=nnx.merge(structure, params).empty_cache,
+        **{name: method(name) for name in names},
+    )
+
+
+def one_sentence(ids) -> Tokens:
+    ids = jnp.asarray(ids, jnp.int32)[None]
+    return Tokens(ids, jnp.ones_like(ids), jnp.arange(ids.shape[1])[None])
+
+
+def replaced(tokens: Tokens, place: int, token: int) -> Tokens:
+    return dataclasses.replace(tokens, ids=tokens.ids.at[0, place].set(token))
+
+
+def test_logits_are_float32_and_finite(model):
+    batch = random_batch(0)
+    logits = model.forward(batch)
+    assert logits.shape == (4, 13, 96)
+    assert logits.dtype == jnp.float32
+    assert np.all(np.isfinite(logits))
+
+
+def test_a_target_token_changes_only_what_is_to_its_right(model):
+    """Causality: were it broken, training would look into the future and decoding could not."""
+    source, target = one_sentence([5, 6, 7, 1]), one_sentence([8, 9, 10, 11, 1])
+    rows = jnp.zeros(1, jnp.int32)
+    before = model.forward(Batch(source, target, rows))[0]
+    for place in range(5):
+        after = model.forward(Batch(source, replaced(target, place, 50), rows))[0]
+        changed = np.abs(after - before).max(axis=-1) > 0
+        np.testing.assert_array_equal(changed, np.arange(5) > place)
+
+
+def test_every_source_token_reaches_every_target_token(model):
+    source, target = one_sentence([5, 6, 7, 1]), one_sentence([8, 9, 10, 1])
+    rows = jnp.zeros(1, jnp.int32)
+    before = model.forward(Batch(source, target, rows))[0]
+    for place in range(4):
+        after = model.forward(Batch(replaced(source, place, 50), target, rows))[0]
+        assert np.all(np.abs(after - before).max(axis=-1) > 0)
+
+
+def test_packed_sentences_are_strangers(model):
+    """A row of several sentences gives the logits of each sentence alone."""
+    batch = random_batch(3, rows=2)
+    together = model.forward(batch)
+    for row, segment in ((0, 1), (0, 2), (1, 3)):
+        sides = []
+        for side in (batch.source, batch.target):
+            sides.append(one_sentence(side.ids[row][side.segments[row] == segment]))
+        alone = model.forward(Batch(*sides, jnp.zeros(1, jnp.int32)))[0]
+        inside = together[row][batch.target.segments[row] == segment]
+        np.testing.assert_allclose(inside, alone, atol=2e-5)
+
+
+def test_decoding_step_by_step_gives_the_logits_of_training(model):
+    batch = random_batch(4, rows=3)
+    source = dataclasses.replace(batch.source, segments=jnp.minimum(batch.source.segments, 1))
+    ids = jax.random.randint(jax.random.key(0), (3, 2, 6), 3, 96)  # [B, W, L]
+    memory = model.encode(source)
+    cross, cache = model.cross_cache(memory), model.empty_cache(3, 2, 6)
+    step = model.decode_step
+    stepped = []
+    for position in range(6):
+        previous = ids[:, :, position - 1]
+        logits, cache = step(previous, jnp.int32(position), cache, cross, source.segments)
+        stepped.append(logits)
+    stepped = np.stack(stepped, axis=2)  # [B, W, L, VOCAB]
+    positions = jnp.broadcast_to(jnp.arange(6), (3, 6))
+    for beam in range(2):
+        target = Tokens(ids[:, beam], jnp.ones((3, 6), jnp.int32), positions)
+        whole = model.logits(model.decode(target, memory, source.segments))
+        np.testing.assert_allclose(stepped[:, beam], whole, atol=2e-5)
+
+
+def test_noise_is_a_function_of_seed_and_step_and_needs_no_order():
+    model = compiled(dataclasses.replace(SMALL, attention_dropout=0.2))
+    batch = random_batch(0)
+
+    def run(seed, step):
+        return np.asarray(model.noisy(batch, Noise.of_step(seed, step, batch.rows)))
+
+    first = run(0, 7)
+    np.testing.assert_array_equal(first, run(0, 7))
+    assert np.any(first != run(0, 8))
+    assert np.any(first != run(1, 7))
+    np.testing.assert_array_equal(model.forward(batch), model.forward(batch))
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights():
+    rough, exact = compiled(dataclasses.replace(SMALL, dtype="bfloat16")), compiled(SMALL)
+    batch = random_batch(0)
+    assert {leaf.dtype for leaf in jax.tree.leaves(rough.params)} == {jnp.dtype("float32")}
+    assert rough.hidden(batch).dtype == jnp.bfloat16
+    np.testing.assert_allclose(rough.forward(batch), exact.forward(batch), atol=0.3)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: against optax on whole logits, and the same on every mesh and in any pieces."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tests.conftest import random_batch
+from transformer_jax.config import MeshConfig, resolve
+from transformer_jax.errors import UserError
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.optimizer import learning_rate
+from transformer_jax.training.sharding import make_mesh
+from transformer_jax.training.step import (
+    initial_state,
+    make_eval_step,
+    make_train_step,
+    model_structure,
+)
+
+STEPS = 4
+
+
+def losses(config, *, sizes=(1, 1, 1), accumulate=1, logits_chunk=0):
+    """The losses of a few steps, and the parameters after them."""
+    config.train.accumulate, config.train.logits_chunk = accumulate, logits_chunk
+    run = resolve(config)
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = jax.make_mesh(
+        sizes, ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3, devices=devices
+    )
+    state, step = initial_state(run, mesh), make_train_step(run, mesh)
+    found = []
+    for number in range(STEPS):
+        state, sums = step(state, random_batch(number, rows=16))
+        found.append(float(sums.loss / sums.tokens))
+    return np.array(found), jax.device_get(state.params)
+
+
+@pytest.fixture
+def noisy_config(small_config):
+    small_config.model.attention_dropout = 0.1
+    small_config.model.activation_dropout = 0.1
+    return small_config
+
+
+@pytest.fixture
+def one_device(noisy_config):
+    return losses(noisy_config)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"sizes": (8, 1, 1)},
+        {"sizes": (1, 8, 1)},
+        {"sizes": (2, 2, 2), "logits_chunk": 7},
+        {"accumulate": 4},
+        {"sizes": (4, 1, 1), "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_any_mesh_and_any_pieces_train_the_same_model(noisy_config, one_device, how):
+    """With dropout on: 1 device = 8 devices, in float32, to 1e-5."""
+    found, params = losses(noisy_config, **how)
+    np.testing.assert_allclose(found, one_device[0], rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(one_device[1]), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_dropout_is_on_in_training(noisy_config, one_device):
+    noisy_config.model.dropout = 0.0
+    assert np.abs(losses(noisy_config)[0] - one_device[0]).max() > 1e-3
+
+
+def test_a_step_is_the_gradient_that_optax_would_follow(small_config):
+    """Loss, gradient and update, written out over whole logits with optax's own functions."""
+    small_config.model.dropout = 0.0
+    run = resolve(small_config)
+    mesh = make_mesh(MeshConfig(data=8))
+    state = initial_state(run, mesh)
+    params = jax.device_get(state.params)
+    batch = random_batch(0, rows=8)
+
+    def loss(params):
+        logits = nnx.merge(model_structure(run), params)(batch)
+        targets = optax.smooth_labels(jax.nn.one_hot(batch.target.ids, 96), 0.1)
+        weights = (batch.target.segments > 0).astype(np.float32)
+        each = optax.softmax_cross_entropy(logits, targets)
+        return jnp.sum(each * weights) / weights.sum()
+
+    value, grads = jax.value_and_grad(loss)(params)
+    adam = optax.adam(float(learning_rate(1, run.optimizer, 24)), b1=0.9, b2=0.98, eps=1e-9)
+    updates, _ = adam.update(grads, adam.init(params), params)
+    expected = optax.apply_updates(params, updates)
+
+    state, sums = make_train_step(run, mesh)(state, batch)
+    np.testing.assert_allclose(sums.loss / sums.tokens, value, rtol=1e-6)
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(jax.device_get(state.params)),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        # The first update is the gradient's sign: where the gradient is rounding noise, its sign is
+        # too. Key biases have no gradient at all (softmax ignores a constant).
+        if "key" in jax.tree_util.keystr(path) and "bias" in jax.tree_util.keystr(path):
+            continue
+        close = np.isclose(ours, theirs, atol=1e-5)
+        assert close.mean() > 0.99, f"{jax.tree_util.keystr(path)}: {(~close).sum()} entries differ"
+
+
+def test_training_learns(small_config):
+    """The same batch over and over: the loss must fall far below that of guessing."""
+    small_config.optimizer.peak_rate = 1e-2
+    run = resolve(small_config)
+    mesh = make_mesh(MeshConfig(data=8))
+    state, step = initial_state(run, mesh), make_train_step(run, mesh)
+    batch = random_batch(0, rows=8)
+    for _ in range(80):
+        state, sums = step(state, batch)
+    assert float(sums.negative_log_likelihood / sums.tokens) < 0.5 * np.log(96)
+
+
+def test_evaluation_has_neither_dropout_nor_smoothing(small_config):
+    run = resolve(small_config)
+    mesh = make_mesh(MeshConfig(data=8))
+    params = initial_state(run, mesh).params
+    batch = random_batch(0, rows=8)
+    sums = make_eval_step(run, mesh)(params, batch)
+    model: Transformer = nnx.merge(model_structure(run), jax.device_get(params))
+    log_p = jax.nn.log_softmax(model(batch))
+    chosen = np.take_along_axis(np.asarray(log_p), batch.target.ids[..., None], axis=-1)[..., 0]
+    expected = -np.sum(chosen * (batch.target.segments > 0))
+    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums.negative_log_likelihood, expected, rtol=1e-5)
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="does not fit the 8 device"):
+        make_mesh(MeshConfig(data=3))
+    assert dict(make_mesh(MeshConfig(data=-1, tensor=2)).shape) == {
+        "data": 4,
+        "fsdp": 1,
+        "tensor": 2,
+    }
