@@ -44,6 +44,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, UserError) as error:
         _fail(error)
+    except (AttributeError, KeyError, TypeError, OSError) as error:
+        # How ml_collections says that a config has no such field, or its file does not exist.
+        _fail(UserError(f"--config: {error}; transformer_jax/config.py has all fields"))
     except SystemExit:  # --help was printed; absl would call that a failure
         sys.exit(0)
 

@@ -2,6 +2,8 @@
 """What a command sets up before it computes: the compilation cache, and the allocator on a CPU."""
 
 import ctypes
+import importlib.metadata
+import importlib.util
 import logging
 import os
 import sys
@@ -15,7 +17,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def set_up() -> None:
-    """Call once, at a command's start."""
+    """Call once, at a command's start and before JAX makes its first array."""
+    if sys.platform == "linux" and not _has_accelerator_plugin():
+        keep_freed_memory()
     handler = logging.StreamHandler()  # to stderr
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("transformer_jax")
@@ -27,15 +31,20 @@ def set_up() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "transformer_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if sys.platform == "linux" and jax.default_backend() == "cpu":
-        keep_freed_memory()
+
+
+def _has_accelerator_plugin() -> bool:
+    """Whether JAX may find a GPU or TPU; asking JAX itself would start its threads."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return bool(plugins) or importlib.util.find_spec("libtpu") is not None
 
 
 def keep_freed_memory() -> None:
     """Make glibc's allocator keep the memory of large arrays instead of returning it to the kernel.
 
     XLA on a CPU allocates a step's temporary arrays anew at every call. Handed back and taken again,
-    their pages are cleared by the kernel every time: a quarter of a small model's step.
+    their pages are cleared by the kernel every time: a quarter of a small model's step. Works only
+    before JAX's threads have memory pools of their own.
     """
     try:
         libc = ctypes.CDLL(None)

@@ -65,7 +65,7 @@ def test_a_split_is_found_under_the_name_that_the_config_gives_it(tmp_path: Path
     data = text_config(tmp_path, splits=splits)
     assert list(corpora.load(data, "validation")) == [("x", "y")]
     assert corpora.load(data, "test") is None
-    with pytest.raises(UserError, match="config.data.splits.train is empty"):
+    with pytest.raises(UserError, match=r"config\.data\.splits\.train is empty"):
         corpora.load(dataclasses.replace(data, splits={"test": "test"}), "train")
 
 

@@ -29,7 +29,6 @@ from transformer_jax.data.batch import Batch, Tokens
 
 _WINDOW = 2**17  # pairs that are planned together
 _SHORTEST_ROW = 64  # tokens
-_ROWS = 16  # a batch has a multiple of so many rows, on whatever mesh: see `rows_of_batch`
 _CELL = 2**31  # a cell is source length * _CELL + target length
 _BLOCK = 2048  # cells that are searched at once
 # How many tokens of size a token of imbalance outweighs: 0.5 fills 96.8 % of Multi30k's positions,
@@ -96,15 +95,21 @@ class BatchPlan:
             return self._find(step)
 
     def _find(self, step: int) -> PlannedBatch:
-        epoch, first = 0, 0
-        if len(self._counts) == self._windows:
-            epoch, step = divmod(step, self.batches_per_epoch())
-        while True:
-            for window in self._order(epoch):
-                if step < first + self._count(window):
-                    return self._batches(epoch, window)[step - first]
-                first += self._count(window)
-            epoch += 1
+        if len(self._counts) < self._windows:  # the first epoch: plan no further than asked
+            found = self._find_in(0, step)
+            if found:
+                return found
+        epoch, step = divmod(step, self.batches_per_epoch())
+        found = self._find_in(epoch, step)
+        assert found is not None
+        return found
+
+    def _find_in(self, epoch: int, step: int) -> PlannedBatch | None:
+        for window in self._order(epoch):
+            if step < self._count(window):
+                return self._batches(epoch, window)[step]
+            step -= self._count(window)
+        return None
 
     def batches_per_epoch(self) -> int:
         """How many batches one pass over the corpus has; plans all of it."""
@@ -182,14 +187,16 @@ def row_lengths(max_length: int) -> list[int]:
 def rows_of_batch(batch_tokens: int, row_length: int, rows_multiple: int) -> int:
     """How many rows hold at most `batch_tokens`, and a multiple of `rows_multiple`.
 
-    Where there are enough, their number is also a multiple of 16, so that a run has the same
-    batches whether 1, 2, 4, 8 or 16 devices (or pieces of an accumulated step) share them.
+    If that costs no more than an eighth of the batch, a multiple of 16 too, so that a run has the
+    same batches whether 1, 2, 4, 8 or 16 devices (or pieces of an accumulated step) share them.
     """
-    rows = batch_tokens // row_length
-    for multiple in (math.lcm(_ROWS, rows_multiple), rows_multiple):
-        if rows >= multiple:
-            return rows // multiple * multiple
-    return rows_multiple
+    most = batch_tokens // row_length
+    for alike in (16, 8, 4, 2):
+        multiple = math.lcm(alike, rows_multiple)
+        rows = most // multiple * multiple
+        if rows and 8 * rows >= 7 * most:
+            return rows
+    return max(1, most // rows_multiple) * rows_multiple
 
 
 class _Cells:

@@ -51,21 +51,23 @@ def prepare(config: Config, workdir: Path) -> Dataset:
     workdir.mkdir(parents=True, exist_ok=True)
     train = corpora.load(data, "train")
     assert train is not None  # `load` raises for a run without training data
+    validation, test = corpora.load(data, "validation"), corpora.load(data, "test")
+    for corpus in (validation, test):
+        if corpus is not None:
+            len(corpus)  # what is wrong with a file is told now, not after an hour of tokenising
     vocabulary = _vocabulary(config, train, workdir / "vocabulary.model")
-    tokenized: dict[str, TokenizedCorpus | None] = {"train": None, "validation": None}
-    for split in ("train", "validation", "test"):
-        corpus = train if split == "train" else corpora.load(data, split)
-        if corpus is None:
-            continue
-        if split in tokenized:
-            folder = workdir / "data" / split
-            tokenized[split] = tokenize(
-                corpus, vocabulary, max_length=data.max_length, folder=folder
-            )
-        if split != "train":
-            _write_text(workdir, split, corpus)
-    assert tokenized["train"] is not None
-    return Dataset(vocabulary, tokenized["train"], tokenized["validation"], workdir)
+
+    def tokens(corpus: corpora.Corpus, split: str) -> TokenizedCorpus:
+        folder = workdir / "data" / split
+        return tokenize(corpus, vocabulary, max_length=data.max_length, folder=folder)
+
+    validation_tokens = None
+    if validation is not None:
+        validation_tokens = tokens(validation, "validation")
+        _write_text(workdir, "validation", validation)
+    if test is not None:
+        _write_text(workdir, "test", test)
+    return Dataset(vocabulary, tokens(train, "train"), validation_tokens, workdir)
 
 
 def _vocabulary(config: Config, train: corpora.Corpus, path: Path) -> Vocabulary:

@@ -55,7 +55,7 @@ class Vocabulary:
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """The ids of each sentence, EOS at the end."""
-        return [[*ids, EOS] for ids in self._processor.encode(list(sentences))]
+        return self._processor.encode(list(sentences), add_eos=True)
 
     def decode(self, sentences: Iterable[Iterable[int]]) -> list[str]:
         """The text of each sequence of ids, up to its EOS."""

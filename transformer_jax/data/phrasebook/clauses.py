@@ -5,8 +5,10 @@ English keeps subject, verb, object. German stretches a frame over the clause: t
 second in a statement and first in a question, whatever stands in front; participles, infinitives
 and prefixes come last. In a subordinate clause the finite verb joins them at the end.
 
-    gestern   hat    sie  [ihn]  -        [das alte Buch nicht im Garten]  gelesen
-    first     finite      pronoun  time    middle                          end
+    first    finite  subject  pronoun  time     middle            end
+    sie      hat     -        mir      gestern  das Buch nicht    gegeben
+    gestern  hat     sie      mir      -        das Buch nicht    gegeben
+    (dass)   -       sie      mir      gestern  das Buch nicht    gegeben hat
 """
 
 from typing import NamedTuple
@@ -37,7 +39,7 @@ NO_TIME = ("", "")
 
 def spaced(*parts: str) -> str:
     """The parts that are there, with a space between."""
-    return " ".join([part for part in parts if part])
+    return " ".join(filter(None, parts))
 
 
 def sentence(pair: Pair, mark: str = ".") -> Pair:
@@ -52,7 +54,7 @@ def _english_predicate(clause: Clause) -> str:
         return verb.plain
     if verb.helper == "can" and clause.adverb == "not":
         return f"cannot {verb.main}"
-    return f"{verb.helper} {clause.adverb} {verb.main}"
+    return spaced(verb.helper, clause.adverb, verb.main)
 
 
 def _english(clause: Clause, time: str) -> str:
@@ -97,3 +99,10 @@ def subordinate(clause: Clause) -> Pair:
     subject = clause.subject.german[0]
     german = spaced(subject, clause.pronoun, time[1], clause.middle, clause.verb.final)
     return _english(clause, time[0]), german
+
+
+def infinitive(clause: Clause) -> Pair:
+    """To read the book, das Buch zu lesen. The clause is in the present and affirmative."""
+    time = clause.time
+    english = spaced("to", clause.verb.main, clause.tail, time[0])
+    return english, spaced(clause.pronoun, time[1], clause.middle, clause.verb.zu)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from transformer_jax.data.phrasebook.nouns import NAMES, Adjective, Noun
+from transformer_jax.data.phrasebook.nouns import NAMES, Adjective, Noun, words
 from transformer_jax.data.phrasebook.numerals import english_number, german_number
 from transformer_jax.data.phrasebook.verbs import Verb
 
@@ -62,8 +62,13 @@ SOME = Determiner("", "some", "einig", DIESER, STRONG, "quantity")
 MANY = Determiner("", "many", "viel", DIESER, STRONG, "quantity")
 POSSESSIVES = [
     Determiner(english, english, stem, EIN, MIXED)
-    for english, stem in
-    [("my", "mein"), ("your", "dein"), ("his", "sein"), ("her", "ihr"), ("our", "unser")]
+    for english, stem in [
+        ("my", "mein"),
+        ("your", "dein"),
+        ("his", "sein"),
+        ("her", "ihr"),
+        ("our", "unser"),
+    ]
 ]
 # Annas kleiner Hund: a name in the genitive shows nothing, so the adjective must.
 OWNERS = [Determiner(f"{name}'s", f"{name}'s", f"{name}s", UNCHANGED, STRONG) for name in NAMES]
@@ -123,7 +128,9 @@ def noun_form(noun: Noun, plural: bool, case: int) -> str:
     return noun.german
 
 
-def _german(determiner: Determiner, adjective: Adjective | None, noun: Noun, plural: bool, case: int) -> str:
+def _german(
+    determiner: Determiner, adjective: Adjective | None, noun: Noun, plural: bool, case: int
+) -> str:
     gender = "p" if plural else noun.gender
     article = determiner.stem + determiner.endings[gender][case]
     described = adjective.stem + determiner.adjective[gender][case] if adjective else ""
@@ -136,7 +143,9 @@ def noun_phrase(
 ) -> Phrase:
     """A determiner, perhaps an adjective, and a noun, in all that a clause may ask of them."""
     article = determiner.english_plural if plural else determiner.english
-    rest = _spaced(adjective.english if adjective else "", noun.english_plural if plural else noun.english)
+    rest = _spaced(
+        adjective.english if adjective else "", noun.english_plural if plural else noun.english
+    )
     if article == "a" and rest[0] in "aeiou":
         article = "an"
     english = _spaced(article, rest)
@@ -186,25 +195,28 @@ def prepositional(preposition: str, phrase: Phrase) -> tuple[str, str]:
     return f"{preposition} {phrase.english_object}", f"{german} {form}"
 
 
-HABEN = "habe hast hat haben haben".split()
-SEIN = "bin bist ist sind sind".split()
-AM = "am are is are are".split()
-WAR = "war warst war waren waren".split()
+# Of the verbs that help others: the forms for ich du er wir sie, I you he we they.
+HABEN = words("habe hast hat haben haben")
+SEIN = words("bin bist ist sind sind")
+WAR = words("war warst war waren waren")
+WURDE = words("wurde wurdest wurde wurden wurden")
+AM = words("am are is are are")
+WAS = words("was were was were were")
 
-# The verbs that leave theirs in the infinitive, and their forms for ich du er wir sie. English
-# asks with the first word of those on the left, and with do, does, did for those on the right.
+# Those that leave the other verb in the infinitive. English asks with the first word of HELPERS,
+# and with do, does, did for the SUPPORTED.
 HELPERS = {
-    "will": "werde wirst wird werden werden".split(),
-    "can": "kann kannst kann können können".split(),
-    "may": "darf darfst darf dürfen dürfen".split(),
-    "should": "sollte solltest sollte sollten sollten".split(),
-    "would like to": "möchte möchtest möchte möchten möchten".split(),
+    "will": words("werde wirst wird werden werden"),
+    "can": words("kann kannst kann können können"),
+    "may": words("darf darfst darf dürfen dürfen"),
+    "should": words("sollte solltest sollte sollten sollten"),
+    "would like to": words("möchte möchtest möchte möchten möchten"),
 }
 SUPPORTED = {
-    "want to": "will willst will wollen wollen".split(),
-    "have to": "muss musst muss müssen müssen".split(),
-    "wanted to": "wollte wolltest wollte wollten wollten".split(),
-    "had to": "musste musstest musste mussten mussten".split(),
+    "want to": words("will willst will wollen wollen"),
+    "have to": words("muss musst muss müssen müssen"),
+    "wanted to": words("wollte wolltest wollte wollten wollten"),
+    "had to": words("musste musstest musste mussten mussten"),
 }
 _BASE = {"wanted to": "want to", "had to": "have to"}
 _THIRD = {"want to": "wants to", "have to": "has to"}
@@ -215,7 +227,7 @@ class Conjugated(NamedTuple):
 
     English: `plain` (buys) in a statement, `helper` + `main` (does ... buy) in a question or
     negation. German: `finite` and `end` (hat ... gekauft, kauft ... ein) embrace a main clause;
-    `final` (gekauft hat, einkauft) closes a subordinate one.
+    `final` (gekauft hat, einkauft) closes a subordinate one, `zu` (einzukaufen) an infinitive one.
     """
 
     plain: str
@@ -224,6 +236,7 @@ class Conjugated(NamedTuple):
     finite: str
     end: str
     final: str
+    zu: str = ""
 
 
 def _english_forms(verb: Verb, tense: str, person: int) -> tuple[str, str, str]:
@@ -259,9 +272,13 @@ def conjugate(verb: Verb, tense: str, person: int) -> Conjugated:
 
     Spoken German says the English perfect and past alike: sie hat das Buch gekauft.
     """
-    return Conjugated(*_english_forms(verb, tense, person), *_german_forms(verb, tense, person))
+    zu = f"{verb.prefix}zu{verb.infinitive}" if verb.prefix else f"zu {verb.infinitive}"
+    return Conjugated(*_english_forms(verb, tense, person), *_german_forms(verb, tense, person), zu)
 
 
-def zu_infinitive(verb: Verb) -> str:
-    """To buy, zu kaufen; to call, anzurufen."""
-    return f"{verb.prefix}zu{verb.infinitive}" if verb.prefix else f"zu {verb.infinitive}"
+def be(tense: str, person: int, german: list[str], end: str = "", main: str = "") -> Conjugated:
+    """To be, in the present or past, and what German makes of it: ist, war, wurde ... geboren."""
+    finite = german[person]
+    english = (AM if tense == "present" else WAS)[person]
+    final = f"{end} {finite}" if end else finite
+    return Conjugated(_spaced(english, main), english, main, finite, end, final)

@@ -40,6 +40,11 @@ def table(text: str) -> list[list[str]]:
     return [re.split(r"\s{2,}", line.strip()) for line in text.strip().splitlines()]
 
 
+def words(text: str) -> list[str]:
+    """A table of one row."""
+    return text.split()
+
+
 def _nouns(text: str) -> list[Noun]:
     nouns = []
     for english, english_plural, singular, genitive, plural in table(text):
@@ -59,7 +64,7 @@ def _adjectives(text: str) -> dict[str, list[Adjective]]:
     return by_category
 
 
-NAMES = "Anna Peter Maria Paul Laura Martin Julia David".split()
+NAMES = words("Anna Peter Maria Paul Laura Martin Julia David")
 
 # English singular and plural; German with its article, genitive, plural.
 NOUNS: dict[str, list[Noun]] = {

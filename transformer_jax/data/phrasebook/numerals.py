@@ -4,13 +4,15 @@
 German says the ones before the tens: twenty-one is einundzwanzig, one-and-twenty.
 """
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve".split()
-_ONES += [f"{stem}teen" for stem in "thir four fif six seven eigh nine".split()]
-_TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
+from transformer_jax.data.phrasebook.nouns import words
 
-_EINS = "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf".split()
-_EINS += [f"{stem}zehn" for stem in "drei vier fünf sech sieb acht neun".split()]
-_ZIGS = "- - zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig".split()
+_ONES = words("zero one two three four five six seven eight nine ten eleven twelve")
+_ONES += [f"{stem}teen" for stem in words("thir four fif six seven eigh nine")]
+_TENS = words("- - twenty thirty forty fifty sixty seventy eighty ninety")
+
+_EINS = words("null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf")
+_EINS += [f"{stem}zehn" for stem in words("drei vier fünf sech sieb acht neun")]
+_ZIGS = words("- - zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig")
 
 _ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth"}
 _ORDINALS |= {"nine": "ninth", "twelve": "twelfth", "twenty": "twentieth", "thirty": "thirtieth"}
@@ -125,6 +127,11 @@ def price(euros: int, cents: int = 0) -> tuple[str, str]:
     if cents:
         english, german = f"{english} {english_number(cents)}", f"{german} {german_number(cents)}"
     return english, german
+
+
+def counting(n: int, english: str, german: str) -> tuple[str, str]:
+    """Two hundred pages, zweihundert Seiten."""
+    return f"{english_number(n)} {english}", f"{german_number(n)} {german}"
 
 
 def countable(n: int) -> bool:

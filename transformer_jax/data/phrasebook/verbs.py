@@ -178,7 +178,7 @@ end     ended     ended     auf|hören  hört   hat aufgehört   event
 """)
 
 # They take a clause.
-THINKING = _verbs("""
+THINK, HOPE, SAY, KNOW, ASK, TRY = _verbs("""
 think  thought  thought  glauben    glaubt    hat geglaubt
 hope   hoped    hoped    hoffen     hofft     hat gehofft
 say    said     said     sagen      sagt      hat gesagt
@@ -187,11 +187,8 @@ ask    asked    asked    fragen     fragt     hat gefragt
 try    tried    tried    versuchen  versucht  hat versucht
 """)
 
-# Two verbs that one construction each asks for.
-COSTING = _verbs("""
-cost  cost  cost  kosten  kostet  hat gekostet
-""")
-
-KNOWING = _verbs("""
-know  knew  known  kennen  kennt  hat gekannt  person
+# Two verbs that have constructions of their own; this know is of people, and not a fact.
+COST, KNOW_SOMEBODY = _verbs("""
+cost  cost  cost   kosten  kostet  hat gekostet
+know  knew  known  kennen  kennt   hat gekannt   person
 """)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From files to batches: made once, resumed at any step, split over processes, nothing lost."""
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from transformer_jax.config import Config, default_config, resolve
+from transformer_jax.data import pipeline
+from transformer_jax.data.batch import Batch
+from transformer_jax.data.tokenized import TokenizedCorpus
+from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
+from transformer_jax.errors import UserError
+
+COLOURS, THINGS, VERBS = ("red", "green", "blue"), ("house", "dog", "cat", "bird"), ("is", "was")
+PAIRS = [
+    (f"the {colour} {thing} {verb} number {n}", f"{verb} {n} : {thing} -- {colour} {'!' * (n % 5)}")
+    for n, (colour, thing, verb) in enumerate(list(itertools.product(COLOURS, THINGS, VERBS)) * 10)
+]
+
+
+def write(folder: Path, split: str, pairs: list[tuple[str, str]]) -> None:
+    """The split's two files."""
+    folder.mkdir(exist_ok=True)
+    for language, side in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
+        (folder / f"{split}.{language}").write_bytes("".join(f"{s}\n" for s in side).encode())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """240 pairs to train on, 30 for validation and 3 for the test."""
+    for split, pairs in {"train": PAIRS, "validation": PAIRS[:30], "test": PAIRS[:3]}.items():
+        write(tmp_path / "text", split, pairs)
+    config = default_config()
+    config.data.source = "text"
+    config.data.path = str(tmp_path / "text" / "{split}.{lang}")
+    config.data.vocab_size = 80
+    config.data.max_length = 64
+    config.data.batch_tokens = 512
+    return resolve(config)
+
+
+def with_data(config: Config, **changes: object) -> Config:
+    """The config with other data."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def take(batches: Iterator[Batch], count: int) -> list[Batch]:
+    """The first so many batches."""
+    return list(itertools.islice(batches, count))
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    """Whether all numbers of two lists of batches are equal."""
+    leaves = jax.tree.leaves(first), jax.tree.leaves(second)
+    return len(leaves[0]) == len(leaves[1]) and all(map(np.array_equal, *leaves))
+
+
+def texts(batch: Batch, vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The sentence pairs of a batch, as text."""
+    pairs = []
+    for row in range(len(batch.rows)):
+        for segment in range(1, batch.source.segments[row].max() + 1):
+            sides = (
+                side.ids[row][side.segments[row] == segment]
+                for side in (batch.source, batch.target)
+            )
+            pairs.append(tuple(vocabulary.decode(list(sides))))
+    return pairs
+
+
+def expected(pairs: list[tuple[str, str]]) -> Counter:
+    """How often each pair occurs, spaces normalised."""
+    return Counter(tuple(" ".join(side.split()) for side in pair) for pair in pairs)
+
+
+def test_an_epoch_of_batches_is_the_corpus(config: Config, tmp_path: Path) -> None:
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    steps = pipeline._plan(dataset.train, config, 1, shuffle=True).batches_per_epoch()
+    batches = take(pipeline.training_batches(dataset, config, start_step=0), steps)
+    found = Counter(pair for batch in batches for pair in texts(batch, dataset.vocabulary))
+    assert found == expected(PAIRS)
+
+
+def test_the_run_folder_has_all_that_evaluation_needs(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    dataset = pipeline.prepare(config, run)
+    assert Vocabulary.load(run / "vocabulary.model").size == 80
+    assert dataset.text("validation") == tuple(map(list, zip(*PAIRS[:30], strict=True)))
+    assert pipeline.read_text(run, "test") == tuple(map(list, zip(*PAIRS[:3], strict=True)))
+    assert dataset.text("train") is None
+
+
+def test_a_second_start_makes_nothing_anew(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pipeline.prepare(config, run)
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert {path.name for path in files} >= {"vocabulary.model", "lengths.npy", "test.source.txt"}
+    pipeline.prepare(config, run)
+    assert files == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_changed_corpus_is_noticed(config: Config, tmp_path: Path) -> None:
+    pipeline.prepare(config, tmp_path / "run")
+    write(tmp_path / "text", "train", PAIRS[:100])
+    write(tmp_path / "text", "test", PAIRS[5:9])
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    assert len(dataset.train) == 100
+    assert dataset.text("test")[0] == [source for source, _ in PAIRS[5:9]]
+
+
+def test_splits_that_a_run_does_not_have(config: Config, tmp_path: Path) -> None:
+    config = with_data(config, splits={"train": "train", "validation": "", "test": ""})
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    assert dataset.validation is None
+    assert dataset.text("validation") is None
+    assert dataset.text("test") is None
+
+
+def test_odd_characters_do_not_shift_the_lines(config: Config, tmp_path: Path) -> None:
+    odd = [("a\rb", "one\u2028two"), ("", "\x0c"), (" c  d ", "\x85e\x1c")]
+    write(tmp_path / "text", "test", odd)
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    assert dataset.text("test") == tuple(map(list, zip(*odd, strict=True)))
+
+
+def test_resuming_gives_the_batches_of_an_unbroken_run(config: Config, tmp_path: Path) -> None:
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    unbroken = take(pipeline.training_batches(dataset, config, start_step=0), 60)
+    assert not same(unbroken[:1], unbroken[1:2])
+    again = pipeline.prepare(config, tmp_path / "run")
+    for step in (0, 1, 37, 59):
+        resumed = take(pipeline.training_batches(again, config, start_step=step), 60 - step)
+        assert same(resumed, unbroken[step:]), f"resumed at step {step}"
+
+
+def test_processes_share_what_one_process_has(config: Config, tmp_path: Path) -> None:
+    dataset = pipeline.prepare(config, tmp_path / "run")
+
+    def batches(index: int, count: int) -> list[Batch]:
+        return take(
+            pipeline.training_batches(
+                dataset,
+                config,
+                start_step=3,
+                rows_multiple=4,
+                process_index=index,
+                process_count=count,
+            ),
+            10,
+        )
+
+    whole = batches(0, 1)
+    shares = [batches(index, 4) for index in range(4)]
+    joined = [
+        jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
+        for parts in zip(*shares, strict=True)
+    ]
+    assert same(joined, whole)
+    assert all(batch.rows.tolist() == list(range(len(batch.rows))) for batch in joined)
+
+
+def test_the_number_of_devices_does_not_change_the_batches(config: Config, tmp_path: Path) -> None:
+    config = with_data(config, batch_tokens=1024)
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    one, eight = (
+        take(pipeline.training_batches(dataset, config, start_step=0, rows_multiple=rows), 10)
+        for rows in (1, 8)
+    )
+    assert same(one, eight)
+
+
+def test_evaluation_sees_every_pair_once(config: Config, tmp_path: Path) -> None:
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    assert dataset.validation is not None
+    batches = list(pipeline.evaluation_batches(dataset.validation, config, rows_multiple=8))
+    assert len({batch.source.ids.shape for batch in batches}) == 1
+    assert all(len(batch.rows) % 8 == 0 for batch in batches)
+    found = Counter(pair for batch in batches for pair in texts(batch, dataset.vocabulary))
+    assert found == expected(PAIRS[:30])
+    again = list(pipeline.evaluation_batches(dataset.validation, config, rows_multiple=8))
+    assert same(batches, again)
+
+
+def test_three_pairs_make_batches_without_end(config: Config, tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        write(tmp_path / "text", split, PAIRS[:3])
+    config = with_data(config, vocab_size=33)
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    for batch in take(pipeline.training_batches(dataset, config, start_step=10**9), 5):
+        assert Counter(texts(batch, dataset.vocabulary)) == expected(PAIRS[:3])
+
+
+def test_what_goes_wrong_in_a_loading_thread_is_raised(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = pipeline.prepare(config, tmp_path / "run")
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(TokenizedCorpus, "read", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(pipeline.training_batches(dataset, config, start_step=0))
+
+
+def test_a_vocabulary_given_by_path_is_copied(config: Config, tmp_path: Path) -> None:
+    given = tmp_path / "given.model"
+    sentences = [side for pair in PAIRS for side in pair]
+    made = train_vocabulary(sentences, size=70, kind="unigram", path=given)
+    config = with_data(config, vocab_path=str(given), vocab_size=70)
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    assert dataset.vocabulary.fingerprint == made.fingerprint
+    given.unlink()
+    assert pipeline.prepare(config, tmp_path / "run").vocabulary.fingerprint == made.fingerprint
+
+
+def test_a_vocabulary_of_another_size_is_refused(config: Config, tmp_path: Path) -> None:
+    given = tmp_path / "given.model"
+    train_vocabulary([side for pair in PAIRS for side in pair], size=70, kind="bpe", path=given)
+    with pytest.raises(UserError, match=r"given\.model has 70 pieces .*vocab_size=80"):
+        pipeline.prepare(with_data(config, vocab_path=str(given)), tmp_path / "run")
+    assert not (tmp_path / "run" / "vocabulary.model").exists()
+
+
+def test_a_corpus_of_blank_lines_is_refused(config: Config, tmp_path: Path) -> None:
+    write(tmp_path / "text", "train", [("", " ")] * 5)
+    with pytest.raises(UserError, match="no usable sentence"):
+        pipeline.prepare(config, tmp_path / "run")
+    write(tmp_path / "text", "train", [("", side) for pair in PAIRS for side in pair])
+    with pytest.raises(UserError, match="train has no usable pair"):
+        pipeline.prepare(config, tmp_path / "run")
+
+
+def test_a_validation_split_without_a_usable_pair_is_refused(
+    config: Config, tmp_path: Path
+) -> None:
+    write(tmp_path / "text", "validation", [("", "nothing")])
+    with pytest.raises(UserError, match="validation has no usable pair"):
+        pipeline.prepare(config, tmp_path / "run")
+
+
+def test_a_missing_file_is_told_before_anything_is_made(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "text" / "test.de").unlink()
+    with pytest.raises(UserError, match=r"test\.de does not exist"):
+        pipeline.prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "vocabulary.model").exists(), (
+        "an hour of tokenising would have come before the error"
+    )

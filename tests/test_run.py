@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs in a run folder: what it holds, how it goes on, and how it fails."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import sacrebleu
+
+from transformer_jax.checkpoints import Checkpoints, average, load_params, saved_steps
+from transformer_jax.config import default_config, resolve
+from transformer_jax.errors import UserError
+from transformer_jax.inference.translator import Translator
+from transformer_jax.run import claim, describe, run_training
+from transformer_jax.training.sharding import make_mesh
+from transformer_jax.training.step import abstract_state, initial_state
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_corpus(folder: Path, sizes=(400, 40, 30)) -> str:
+    """A language whose German is its English backwards, in other letters; returns the template."""
+    rng = random.Random(0)
+    english = [f"{a}{b}" for a in "bdfgklm" for b in ("at", "ip", "un")]
+    german = {word: word[::-1].upper() for word in english}
+    folder.mkdir(exist_ok=True)
+    for split, size in zip(("train", "validation", "test"), sizes, strict=True):
+        lines = [[rng.choice(english) for _ in range(rng.randint(2, 7))] for _ in range(size)]
+        text = {
+            "en": [" ".join(words) for words in lines],
+            "de": [" ".join(german[word] for word in reversed(words)) for words in lines],
+        }
+        for language, sentences in text.items():
+            path = folder / f"{split}.{language}"
+            path.write_text("".join(f"{line}\n" for line in sentences), encoding="utf-8")
+    return str(folder / "{split}.{lang}")
+
+
+def tiny(template: str) -> ml_collections.ConfigDict:
+    config = default_config()
+    config.model.num_layers = 1
+    config.model.d_model = config.model.d_ff = 16
+    config.model.num_heads = 2
+    config.model.d_k = config.model.d_v = 8
+    config.data.path = template
+    config.data.vocab_size = 60
+    config.data.max_length = 32
+    config.data.batch_tokens = 512
+    config.train.num_steps = 6
+    config.train.log_every = 2
+    config.train.eval_every = 3
+    config.train.checkpoint_every = 2
+    config.train.keep = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run to its end: its config and its summary."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = tiny(write_corpus(folder / "corpus"))
+    return config, run_training(resolve(config), folder / "run")
+
+
+def test_a_run_folder_holds_all_that_the_design_says(finished):
+    _, summary = finished
+    workdir = summary.workdir
+    assert summary.step == 6
+    assert json.loads((workdir / "config.json").read_text())["model"]["d_model"] == 16
+    assert (workdir / "vocabulary.model").exists()
+    assert saved_steps(workdir)[-2:] == [4, 6]
+    assert list((workdir / "tensorboard").iterdir())
+    names = {path.name for path in (workdir / "translations").iterdir()}
+    assert {"validation.3.txt", "validation.6.txt", "test.6.txt"} <= names
+    assert len((workdir / "translations" / "test.6.txt").read_text().splitlines()) == 30
+    assert "run folder" in describe(summary) and "test BLEU" in describe(summary)
+
+
+def test_metrics_are_one_json_object_a_line(finished):
+    lines = (finished[1].workdir / "metrics.jsonl").read_text().splitlines()
+    by_name = {}
+    for entry in map(json.loads, lines):
+        for name in entry:
+            by_name.setdefault(name, []).append(entry["step"])
+    assert by_name["train/loss"] == by_name["train/tokens_per_second"] == [2, 4, 6]
+    assert by_name["eval/bleu"] == by_name["eval/perplexity"] == [3, 6]
+    assert by_name["test/bleu"] == [6]
+
+
+def test_the_summary_is_what_sacrebleu_says_of_the_written_translations(finished):
+    config, summary = finished
+    text = (summary.workdir / "translations" / "test.6.txt").read_text().splitlines()
+    reference = Path(config.data.path.format(split="test", lang="de")).read_text().splitlines()
+    expected = sacrebleu.corpus_bleu(text, [reference]).score
+    assert summary.scores["bleu"] == pytest.approx(expected, abs=1e-3)
+    translator = Translator.from_workdir(summary.workdir, "average")
+    source = Path(config.data.path.format(split="test", lang="en")).read_text().splitlines()
+    assert translator.translate(source) == text
+
+
+def test_the_average_is_the_mean_of_the_last_checkpoints(finished):
+    workdir = finished[1].workdir
+    average(workdir, 2)
+    _, mean = load_params(workdir, "average")
+    weights = [load_params(workdir, str(step))[1] for step in (4, 6)]
+    for ours, one, two in zip(*map(jax.tree.leaves, (mean, *weights)), strict=True):
+        np.testing.assert_allclose(ours, (one.astype("d") + two) / 2, rtol=1e-6)
+    with pytest.raises(UserError, match="--last=9 cannot be averaged"):
+        average(workdir, 9)
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_drops_lost_lines(finished, tmp_path):
+    config, summary = finished
+    workdir = tmp_path / "run"
+    shutil.copytree(summary.workdir, workdir)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "train/loss": 1.0}\n{"step": 8, "trai')
+    more = config.copy_and_resolve_references()
+    more.train.num_steps = 8
+    assert run_training(resolve(more), workdir).step == 8
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    assert 7 not in steps
+    assert steps.count(8) == 3  # training, evaluation, test
+
+
+@pytest.mark.parametrize("field, value", [("model.d_model", 32), ("train.seed", 1)])
+def test_a_folder_of_another_config_is_refused(finished, field, value):
+    config = finished[0].copy_and_resolve_references()
+    section, name = field.split(".")
+    config[section][name] = value
+    with pytest.raises(UserError, match=rf"made with config\.{field}="):
+        claim(resolve(config), finished[1].workdir)
+
+
+def truncate(folder: Path) -> None:
+    """Cut every file of a checkpoint in half, as a full disk or a dying machine might."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path, caplog):
+    config, summary = finished
+    shutil.copytree(summary.workdir, tmp_path / "run")
+    truncate(tmp_path / "run" / "checkpoints" / "6")
+    run = resolve(config)
+    mesh = make_mesh(run.mesh)
+    with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
+        state = checkpoints.restore(abstract_state(run, mesh))
+        assert int(state.step) == 4
+        assert "checkpoint 6" in caplog.text and "damaged" in caplog.text
+        assert (tmp_path / "run" / "damaged" / "6").is_dir(), "nothing is thrown away"
+    shutil.copytree(tmp_path / "run" / "damaged" / "6", tmp_path / "run" / "checkpoints" / "6")
+    assert load_params(tmp_path / "run", "latest")[0] == 4
+
+
+def test_only_damaged_checkpoints_are_an_error(finished, tmp_path):
+    config, summary = finished
+    shutil.copytree(summary.workdir, tmp_path / "run")
+    for step in saved_steps(tmp_path / "run"):
+        truncate(tmp_path / "run" / "checkpoints" / str(step))
+    run = resolve(config)
+    with (
+        Checkpoints(tmp_path / "run", keep=2) as checkpoints,
+        pytest.raises(UserError, match="is damaged"),
+    ):
+        checkpoints.restore(abstract_state(run, make_mesh(run.mesh)))
+
+
+def test_a_checkpoint_gives_back_every_bit(tmp_path, small_config):
+    run = resolve(small_config)
+    mesh = make_mesh(run.mesh)
+    state = initial_state(run, mesh)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, bleu=1.0)
+        checkpoints.wait()
+        restored = checkpoints.restore(abstract_state(run, mesh))
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def command(config: ml_collections.ConfigDict, workdir: Path, *flags: str) -> list[str]:
+    """The command line that trains this config."""
+    path = workdir.parent / "config_of_test.py"
+    path.write_text(
+        "import json, ml_collections\n"
+        f"def get_config(): return ml_collections.ConfigDict(json.loads({config.to_json()!r}))\n"
+    )
+    return [
+        sys.executable,
+        "-m",
+        "transformer_jax.main",
+        f"--config={path}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, sent):
+    """kill -9 and SIGTERM in the middle, then the same command: the undisturbed run's weights."""
+    config = tiny(write_corpus(tmp_path / "corpus"))
+    config.train.num_steps = 40
+    config.train.eval_every = 100
+    undisturbed = subprocess.run(
+        command(config, tmp_path / "whole"),
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "test BLEU" in undisturbed.stdout
+
+    victim = subprocess.Popen(
+        command(config, tmp_path / "killed"),
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not saved_steps(tmp_path / "killed") and victim.poll() is None:
+        time.sleep(0.005)
+    victim.send_signal(sent)
+    _, errors = victim.communicate()
+    reached = saved_steps(tmp_path / "killed")[-1]
+    assert reached < 40, "the run was over before it could be killed"
+    assert victim.returncode == (-9 if sent == signal.SIGKILL else 128 + 15)
+    if sent == signal.SIGTERM:
+        assert f"interrupted: step {reached} is saved" in errors
+
+    resumed = subprocess.run(
+        command(config, tmp_path / "killed"),
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"resuming after step {reached}" in resumed.stderr
+    for one, two in zip(
+        jax.tree.leaves(load_params(tmp_path / "whole")[1]),
+        jax.tree.leaves(load_params(tmp_path / "killed")[1]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--config.model.dropout=1.5", "config.model.dropout=1.5 is not allowed"),
+        ("--config.train.num_steps=many", "num_steps"),
+        ("--config.model.heads=4", "heads"),
+        ("--config.data.path=nowhere/{split}.{lang}", "nowhere/train.en does not exist"),
+        ("--config.data.vocab_size=30000", "config.data.vocab_size=30000"),
+    ],
+)
+def test_wrong_values_end_in_one_line_and_exit_code_2(tmp_path, flag, message):
+    config = tiny(write_corpus(tmp_path / "corpus"))
+    result = subprocess.run(
+        command(config, tmp_path / "run", flag),
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
