@@ -31,8 +31,8 @@ jaxtyping.install_import_hook(
     "beartype.beartype",
 ).__enter__()
 
-from transformer_jax.config import default_config
-from transformer_jax.data.batch import Batch, Tokens
+from transformer_jax.config import default_config  # noqa: E402
+from transformer_jax.data.batch import Batch, Tokens  # noqa: E402
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("default")

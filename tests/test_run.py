@@ -114,7 +114,7 @@ def test_the_average_is_the_mean_of_the_last_checkpoints(finished):
     _, mean = load_params(workdir, "average")
     weights = [load_params(workdir, str(step))[1] for step in (4, 6)]
     for ours, one, two in zip(*map(jax.tree.leaves, (mean, *weights)), strict=True):
-        np.testing.assert_allclose(ours, (one.astype("d") + two) / 2, rtol=1e-6)
+        np.testing.assert_allclose(ours, (np.asarray(one, "d") + two) / 2, rtol=1e-6)
     with pytest.raises(UserError, match="--last=9 cannot be averaged"):
         average(workdir, 9)
 

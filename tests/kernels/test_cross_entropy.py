@@ -29,8 +29,8 @@ def example(seed, tokens, width, vocabulary):
 
 @given(
     seed=st.integers(0, 99),
-    tokens=st.integers(1, 23),
-    vocabulary=st.integers(2, 37),
+    tokens=st.sampled_from([1, 5, 17, 23]),  # few shapes, because each is compiled
+    vocabulary=st.sampled_from([2, 11, 37]),
     smoothing=st.sampled_from([0.0, 0.1, 0.3]),
     chunk=st.sampled_from([None, 0, 1, 5, 8, 64]),
 )

@@ -44,6 +44,9 @@ def losses(config, *, sizes=(1, 1, 1), accumulate=1, logits_chunk=0):
 def noisy_config(small_config):
     small_config.model.attention_dropout = 0.1
     small_config.model.activation_dropout = 0.1
+    # The keys' biases have no gradient (softmax ignores a constant) but rounding noise, which Adam
+    # with the paper's epsilon of 1e-9 would blow up to whole steps of random sign.
+    small_config.optimizer.epsilon = 1e-5
     return small_config
 
 

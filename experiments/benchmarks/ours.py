@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our contestant: the training loop of transformer_jax without evaluation and checkpoints."""
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmarks.worker import Lap
+from transformer_jax import runtime
+from transformer_jax.config import Config, resolve
+from transformer_jax.data.batch import Batch
+from transformer_jax.data.batching import assemble, row_lengths, rows_of_batch
+from transformer_jax.data.pipeline import prepare, training_batches
+from transformer_jax.training.loop import put
+from transformer_jax.training.loss import LossSums
+from transformer_jax.training.sharding import make_mesh
+from transformer_jax.training.step import initial_state, make_train_step
+
+_STEPS_AHEAD = 2  # as training/loop.py
+
+
+class Ours:
+    """What `python -m transformer_jax.main` runs between two evaluations."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        """A fresh model; `folder` has the tokenised pairs, `config` is our config.json."""
+        runtime.set_up()
+        run = resolve(config)
+        self._mesh = make_mesh(run.mesh)
+        self._step = make_train_step(run, self._mesh)
+        self._state = initial_state(run, self._mesh)
+        self._batches = training_batches(prepare(run, folder), run, start_step=0)
+        for batch in empty_batches(run):  # compiled once a run, or read from the cache
+            self._state, _ = self._step(self._state, put(batch, self._mesh))
+
+    def versions(self) -> dict[str, str]:
+        """What this contestant is made of."""
+        return {"jax": jax.__version__}
+
+    def lap(self, tokens: int) -> Lap:
+        """Train until at least so many real tokens are seen, and all steps are done."""
+        lap = Lap()
+        in_flight: collections.deque[tuple[int, int, int, LossSums]] = collections.deque()
+
+        def finish() -> None:
+            seen, positions, target_tokens, sums = in_flight.popleft()
+            lap.add(seen, positions, target_tokens, float(sums.loss))
+
+        begun = 0
+        while begun < tokens:
+            batch = next(self._batches)
+            self._state, sums = self._step(self._state, put(batch, self._mesh))
+            source, target = batch.source.segments, batch.target.segments
+            real = int(np.count_nonzero(target))
+            seen = int(np.count_nonzero(source)) + real
+            in_flight.append((seen, source.size + target.size, real, sums))
+            begun += seen
+            if len(in_flight) > _STEPS_AHEAD:
+                finish()
+        while in_flight:
+            finish()
+        jax.block_until_ready(self._state)
+        return lap
+
+
+def empty_batches(config: Config) -> list[Batch]:
+    """A batch without sentences of every shape that the run has; a step with it changes nothing."""
+    data = config.data
+    batches = []
+    for length in row_lengths(data.max_length):
+        rows = rows_of_batch(data.batch_tokens, length, rows_multiple=1)
+        batches.append(assemble([[]] * rows, length))
+    return batches

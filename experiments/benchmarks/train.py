@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training speed against PyTorch: real source + target tokens per second, padding not counted.
+
+    python -m experiments.benchmarks.train --path='../shared/data/multi30k/{split}.{lang}'
+    python -m experiments.benchmarks.train --path=... --model=base --repeats=3
+
+Needs the extra `benchmark`. Every contestant is a process of its own that has warmed up; they take
+turns (A B C A B C ...), one computes while the others wait, so that a noisy machine is unfair to
+none, and ratios are taken within a round. All train the same model in float32, with dropout, on the
+same tokenised sentence pairs, each in batches of its own making of the same token budget.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments.benchmarks.report import describe_machine, summary, table
+from experiments.benchmarks.turns import Worker, take_turns
+from transformer_jax import errors
+
+_PATH = flags.DEFINE_string(
+    "path", None, "Parallel text, such as '../shared/data/multi30k/{split}.{lang}'."
+)
+_MODEL = flags.DEFINE_enum("model", "tiny", ["tiny", "base"], "The model's sizes.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds that count.", lower_bound=1)
+_TOKENS = flags.DEFINE_integer(
+    "tokens", None, "Tokens of a turn; by default 160,000 (tiny) or 24,000 (base).", lower_bound=1
+)
+_CONTESTANTS = flags.DEFINE_list(
+    "contestants",
+    ["ours", "torch", "torch-tuned"],
+    "Who takes part; there is also torch-compiled. Ratios are to the first.",
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", "experiments/results/train_cpu.json", "Where the figures go, by model."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Tokenised data and logs.")
+flags.mark_flag_as_required("path")
+
+# glibc's allocator, made to keep what PyTorch frees instead of handing it back to the kernel.
+_TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+_KINDS = {
+    "ours": {},
+    "torch": {},
+    "torch-tuned": _TUNED,
+    "torch-compiled": _TUNED,
+}
+_TURN_TOKENS = {"tiny": 160_000, "base": 24_000}
+
+
+def main(_: Sequence[str]) -> None:
+    """Prepare the data, let the contestants take turns, print and save what they did."""
+    unknown = sorted(set(_CONTESTANTS.value) - set(_KINDS))
+    if unknown:
+        raise errors.UserError(
+            f"--contestants: {unknown[0]!r} is not one of {', '.join(sorted(_KINDS))}"
+        )
+    folder = Path(_WORKDIR.value).absolute()
+    config = prepare_data(_MODEL.value, _PATH.value, folder)
+    machine = describe_machine()
+    workers: list[Worker] = []
+    try:
+        for name in _CONTESTANTS.value:
+            workers.append(Worker(name, folder, config, _KINDS[name]))
+        tokens = _TOKENS.value or _TURN_TOKENS[_MODEL.value]
+        laps = take_turns(workers, rounds=_REPEATS.value, tokens=tokens)
+    finally:
+        for worker in workers:
+            worker.close()
+    versions = {key: value for worker in workers for key, value in worker.versions.items()}
+    result = summary(laps) | {"machine": machine, "versions": versions}
+    save(Path(_OUTPUT.value), _MODEL.value, result)
+    print(table(_MODEL.value, result))
+
+
+def prepare_data(model: str, path: str, folder: Path) -> Path:
+    """Tokenise the training pairs once, for all contestants; the path of the model's config."""
+    from configs import base, multi30k  # after the flags: --help need not wait for JAX
+    from transformer_jax.config import resolve
+    from transformer_jax.data.pipeline import prepare
+
+    data = multi30k.get_config().data
+    data.path = path
+    data.splits = {"train": "train", "validation": "", "test": ""}
+    wanted = multi30k.get_config() if model == "tiny" else base.get_config()
+    sizes = resolve(wanted).model
+    wanted.data = data
+    # A corpus this small cannot fill base's vocabulary: its embedding and its softmax have their
+    # full width, and the text uses some of it.
+    run = dataclasses.replace(resolve(wanted), model=sizes)
+    dataset = prepare(run, folder)
+    pairs = folder / "pairs.npz"
+    sides = [side for pair in dataset.train.read(range(len(dataset.train))) for side in pair]
+    np.savez(pairs, ids=np.concatenate(sides), lengths=np.array([len(side) for side in sides]))
+    config = folder / f"{model}.json"
+    config.write_text(run.to_json(), encoding="utf-8")
+    return config
+
+
+def save(path: Path, model: str, result: dict) -> None:
+    """Put the model's figures beside those of other models that the file has."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results[model] = result
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    errors.run_command(main)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A contestant in a process of its own: it trains only when it is told to.
+
+    python -m experiments.benchmarks.worker CONTESTANT FOLDER CONFIG
+
+Each line on stdin is a number of tokens; the answer is a line of JSON about a lap that trained on
+at least so many. The first line of JSON says that the contestant is ready.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+
+@dataclasses.dataclass
+class Lap:
+    """What was trained on in one turn."""
+
+    steps: int = 0
+    tokens: int = 0  # real ones, source and target
+    positions: int = 0  # padding too
+    target_tokens: int = 0
+    loss: float = 0.0  # summed over target tokens, label-smoothed
+
+    def add(self, tokens: int, positions: int, target_tokens: int, loss: float) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.tokens += tokens
+        self.positions += positions
+        self.target_tokens += target_tokens
+        self.loss += loss
+
+
+class Contestant(Protocol):
+    """What ours.py and torch_marian.py offer."""
+
+    def versions(self) -> dict[str, str]:
+        """The libraries that matter."""
+        ...
+
+    def lap(self, tokens: int) -> Lap:
+        """Train until at least so many real tokens are seen; return when all work is done."""
+        ...
+
+
+def make(name: str, folder: Path, config: dict[str, Any]) -> Contestant:
+    """The contestant of that name; only its own libraries are imported."""
+    if name == "ours":
+        from experiments.benchmarks.ours import Ours
+
+        return Ours(folder, config)
+    from experiments.benchmarks.torch_marian import TorchMarian
+
+    return TorchMarian(folder, config, compiled=name == "torch-compiled")
+
+
+def timed_lap(contestant: Contestant, tokens: int) -> dict[str, Any]:
+    """A lap, its time, and how much of the machine it had."""
+    start, cpu = time.perf_counter(), time.process_time()
+    lap = contestant.lap(tokens)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {
+        "steps": lap.steps,
+        "tokens": lap.tokens,
+        "seconds": seconds,
+        "tokens_per_second": lap.tokens / seconds,
+        "real_positions": lap.tokens / lap.positions,
+        "loss": lap.loss / lap.target_tokens,
+        "cores_used": cpu / seconds,
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main(name: str, folder: str, config_path: str) -> None:
+    """Serve laps until stdin ends."""
+    answers = _reserve_stdout()
+    config = json.loads(Path(config_path).read_text(encoding="utf-8"))
+    start = time.perf_counter()
+    contestant = make(name, Path(folder), config)
+    ready = {"versions": contestant.versions(), "start_seconds": time.perf_counter() - start}
+    print(json.dumps(ready), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(timed_lap(contestant, int(line))), file=answers, flush=True)
+
+
+def _reserve_stdout() -> TextIO:
+    """Stdout for the answers alone: what libraries print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
