@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+import psutil
+
 
 @dataclasses.dataclass
 class Lap:
@@ -61,7 +63,7 @@ def make(name: str, folder: Path, config: dict[str, Any]) -> Contestant:
 
 def timed_lap(contestant: Contestant, tokens: int) -> dict[str, Any]:
     """A lap, its time, and how much of the machine it had."""
-    start, cpu = time.perf_counter(), time.process_time()
+    machine, start, cpu = _machine_seconds(), time.perf_counter(), time.process_time()
     lap = contestant.lap(tokens)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     return {
@@ -72,8 +74,15 @@ def timed_lap(contestant: Contestant, tokens: int) -> dict[str, Any]:
         "real_positions": lap.tokens / lap.positions,
         "loss": lap.loss / lap.target_tokens,
         "cores_used": cpu / seconds,
+        "cores_used_by_others": (_machine_seconds() - machine - cpu) / seconds,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
+
+
+def _machine_seconds() -> float:
+    """What all cores have computed since the machine started."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
 def main(name: str, folder: str, config_path: str) -> None:
