@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Transformer of "Attention Is All You Need" (Vaswani et al. 2017) in JAX and Flax NNX.
 
-    from transformer_jax import Translator
+from transformer_jax import Translator
 
-    Translator.from_workdir("runs/demo").translate(["The young friend knows the neighbour."])
+Translator.from_workdir("runs/demo").translate(["The young friend knows the neighbour."])
 """
 
 from typing import TYPE_CHECKING, Any

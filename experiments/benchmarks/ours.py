@@ -10,10 +10,8 @@ import numpy as np
 
 from experiments.benchmarks.worker import Lap
 from transformer_jax import runtime
-from transformer_jax.config import Config, resolve
-from transformer_jax.data.batch import Batch
-from transformer_jax.data.batching import assemble, row_lengths, rows_of_batch
-from transformer_jax.data.pipeline import prepare, training_batches
+from transformer_jax.config import resolve
+from transformer_jax.data.pipeline import evaluation_batches, prepare, training_batches
 from transformer_jax.training.loop import put
 from transformer_jax.training.loss import LossSums
 from transformer_jax.training.sharding import make_mesh
@@ -32,8 +30,11 @@ class Ours:
         self._mesh = make_mesh(run.mesh)
         self._step = make_train_step(run, self._mesh)
         self._state = initial_state(run, self._mesh)
-        self._batches = training_batches(prepare(run, folder), run, start_step=0)
-        for batch in empty_batches(run):  # compiled once a run, or read from the cache
+        dataset = prepare(run, folder)
+        self._batches = training_batches(dataset, run, start_step=0)
+        # Every shape of batch is compiled here, once a run.
+        shapes = {batch.source.ids.shape: batch for batch in evaluation_batches(dataset.train, run)}
+        for batch in shapes.values():
             self._state, _ = self._step(self._state, put(batch, self._mesh))
 
     def versions(self) -> dict[str, str]:
@@ -64,13 +65,3 @@ class Ours:
             finish()
         jax.block_until_ready(self._state)
         return lap
-
-
-def empty_batches(config: Config) -> list[Batch]:
-    """A batch without sentences of every shape that the run has; a step with it changes nothing."""
-    data = config.data
-    batches = []
-    for length in row_lengths(data.max_length):
-        rows = rows_of_batch(data.batch_tokens, length, rows_multiple=1)
-        batches.append(assemble([[]] * rows, length))
-    return batches

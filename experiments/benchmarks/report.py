@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+_QUIET = 0.1  # cores that other programs may use
+
 Laps = dict[str, list[dict[str, Any]]]
 
 
@@ -81,4 +83,9 @@ def table(model: str, result: dict[str, Any]) -> str:
             f"| {of[0]['loss']:.2f} to {of[-1]['loss']:.2f} |"
         )
     waiting = max(lap["cores_used_by_waiting"] for of in laps.values() for lap in of)
-    return "\n".join([*rows, "", f"Those who waited used at most {waiting:.3f} cores."])
+    others = statistics.median(lap["cores_used_by_others"] for of in laps.values() for lap in of)
+    noise = f"Waiting contestants used at most {waiting:.3f} cores, other programs {others:.2f}"
+    verdict = (
+        ": a quiet machine." if others < _QUIET else ": TOO NOISY, these figures do not count."
+    )
+    return "\n".join([*rows, "", noise + verdict])
