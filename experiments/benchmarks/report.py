@@ -66,7 +66,7 @@ def table(model: str, result: dict[str, Any]) -> str:
         + f", commit {machine['commit']}, {machine['date'][:10]}; medians (min to max) of "
         f"{len(laps[first])} rounds",
         "",
-        f"| | real tokens/s | {first} is faster by | real positions | tokens a step | memory, GB "
+        f"| | real tokens/s | speed of {first} over its | real positions | tokens a step | memory, GB "
         "| cores used | loss, first to last |",
         "|---|---|---|---|---|---|---|---|",
     ]
