@@ -268,6 +268,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, sent):
         ("--config.model.dropout=1.5", "config.model.dropout=1.5 is not allowed"),
         ("--config.train.num_steps=many", "num_steps"),
         ("--config.model.heads=4", "heads"),
+        ("--config=nowhere.py", "nowhere.py cannot be read"),
         ("--config.data.path=nowhere/{split}.{lang}", "nowhere/train.en does not exist"),
         ("--config.data.vocab_size=30000", "config.data.vocab_size=30000"),
     ],

@@ -12,11 +12,15 @@ resumes after the last checkpoint, and does nothing but score once the run is fi
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
 
 from transformer_jax import errors
+
+if TYPE_CHECKING:
+    from transformer_jax.config import Config
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run's config, a Python file: configs/demo.py, configs/base.py, ..."
@@ -32,12 +36,11 @@ def main(_: Sequence[str]) -> None:
     from transformer_jax import runtime  # after the flags: --help need not wait for JAX
 
     runtime.set_up()
-    from transformer_jax.config import resolve
     from transformer_jax.run import Interrupted, describe, run_training
 
     workdir = Path(_WORKDIR.value or Path("runs") / config_name())
     try:
-        summary = run_training(resolve(_CONFIG.value), workdir)
+        summary = run_training(_config(), workdir)
     except Interrupted as stop:
         print(
             f"interrupted: step {stop.step} is saved in {workdir}; the same command resumes",
@@ -45,6 +48,19 @@ def main(_: Sequence[str]) -> None:
         )
         sys.exit(128 + stop.signal_number)
     print(describe(summary))
+
+
+def _config() -> "Config":
+    """The checked config that the flags give."""
+    from transformer_jax.config import resolve
+
+    try:
+        return resolve(_CONFIG.value)
+    except OSError:  # how config_flags says, late, that there is no such file
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise errors.UserError(
+            f"--config={path} cannot be read; give a Python file, such as configs/demo.py"
+        ) from None
 
 
 def config_name() -> str:
