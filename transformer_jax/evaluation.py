@@ -4,22 +4,29 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from transformer_jax.checkpoints import load_config
 from transformer_jax.config import Config, MeshConfig
 from transformer_jax.data.batch import Batch
+from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.inference.lines import read_lines, write_lines
 from transformer_jax.inference.padding import group_by_length, pad
 from transformer_jax.inference.scores import check_tokenizer, score
 from transformer_jax.inference.translator import Translator, cut
-from transformer_jax.training.sharding import batch_sharding, make_mesh, replicated
-from transformer_jax.training.step import make_eval_step
+from transformer_jax.training.loss import Means
+from transformer_jax.training.sharding import batch_sharding, batch_ways, make_mesh
+from transformer_jax.training.step import Params, make_eval_step
+
+_BATCH_TOKENS = 4096  # positions a side of a batch
+_LOGITS_CHUNK = 1024  # the logits of so many tokens exist at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,48 +58,61 @@ def evaluate(
     translations = translator.translate(text.sources, progress=progress)
     scores = score(translations, text.references, tokenize=tokenize, lowercase=lowercase)
     if text.split:
-        folder = Path(workdir) / "translations"
-        folder.mkdir(exist_ok=True)
-        write_lines(folder / f"{text.split}.{translator.step}.txt", translations)
+        write_translations(Path(workdir), text.split, translator.step, translations)
+    likelihood = make_likelihood(
+        load_config(workdir), translator.vocabulary, make_mesh(MeshConfig())
+    )
+    perplexity = likelihood(translator.params, text.sources, text.references).perplexity
     return {
         **scores,
-        "perplexity": perplexity(load_config(workdir), translator, text),
+        "perplexity": round(perplexity, 4) if math.isfinite(perplexity) else None,
         "step": translator.step,
         "seconds": round(time.perf_counter() - start, 1),
     }
 
 
-def perplexity(config: Config, translator: Translator, text: Text) -> float | None:
-    """exp(-log P / tokens) of the references given the sources: table 3's PPL, per word-piece.
+def make_likelihood(
+    config: Config, vocabulary: Vocabulary, mesh: Mesh
+) -> Callable[[Params, list[str], list[str]], Means]:
+    """A function (weights, sources, references) -> means over the references' tokens.
 
-    Pairs with a blank side are left out; what is longer than config.data.max_length is cut. None if
-    no pair is left or the value is not finite.
+    Its perplexity is exp(-log P / tokens) of the references given the sources: table 3's PPL, per
+    word-piece. Pairs with a blank side are left out (NaN if none is left); what is longer than
+    config.data.max_length is cut.
     """
-    sides = (translator.vocabulary.encode(side) for side in (text.sources, text.references))
-    pairs = [
-        [cut(ids, translator.max_length) for ids in pair]
-        for pair in zip(*sides, strict=True)
-        if min(map(len, pair)) > 1
-    ]
-    # The logits of so many tokens exist at a time.
-    train = dataclasses.replace(config.train, logits_chunk=1024)
-    mesh = make_mesh(MeshConfig())
+    train = dataclasses.replace(config.train, logits_chunk=_LOGITS_CHUNK)
     eval_step = make_eval_step(dataclasses.replace(config, train=train), mesh)
-    params = jax.device_put(translator.params, replicated(mesh))
-    nats, tokens = 0.0, 0.0
-    for group in group_by_length(
-        [max(map(len, pair)) for pair in pairs], translator.batch_tokens, rows_multiple=mesh.size
-    ):
-        source, target = (
-            pad([pairs[index][side] for index in group.members], group.rows, group.length)
-            for side in (0, 1)
+    max_length = config.data.max_length
+
+    def batches(sources: list[str], references: list[str]) -> Iterator[Batch]:
+        sides = [
+            [cut(ids, max_length) for ids in vocabulary.encode(lines)]
+            for lines in (sources, references)
+        ]
+        pairs = [pair for pair in zip(*sides, strict=True) if min(map(len, pair)) > 1]
+        lengths = [max(map(len, pair)) for pair in pairs]
+        for group in group_by_length(lengths, _BATCH_TOKENS, rows_multiple=batch_ways(mesh)):
+            source, target = (
+                pad([pairs[index][side] for index in group.members], group.rows, group.length)
+                for side in (0, 1)
+            )
+            yield Batch(source, target, np.arange(group.rows, dtype=np.int32))
+
+    def likelihood(params: Params, sources: list[str], references: list[str]) -> Means:
+        sharding = batch_sharding(mesh)
+        return Means.of(
+            eval_step(params, jax.device_put(batch, sharding))
+            for batch in batches(sources, references)
         )
-        batch = Batch(source, target, np.arange(group.rows, dtype=np.int32))
-        sums = eval_step(params, jax.device_put(batch, batch_sharding(mesh)))
-        nats += float(sums.negative_log_likelihood)
-        tokens += float(sums.tokens)
-    value = float(np.exp(nats / tokens)) if tokens else math.nan
-    return round(value, 4) if math.isfinite(value) else None
+
+    return likelihood
+
+
+def write_translations(workdir: Path, split: str, step: int | None, lines: list[str]) -> None:
+    """`translations/<split>.<step>.txt` of the run folder."""
+    folder = workdir / "translations"
+    folder.mkdir(exist_ok=True)
+    write_lines(folder / f"{split}.{step}.txt", lines)
 
 
 def read_text(

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import jax
 
-from transformer_jax.checkpoints import Checkpoints, average, load_model, saved_steps
+from transformer_jax.checkpoints import Checkpoints, average, saved_steps
 from transformer_jax.config import Config
 from transformer_jax.data import pipeline
 from transformer_jax.errors import UserError
+from transformer_jax.evaluation import make_likelihood, write_translations
 from transformer_jax.inference.scores import Scores, score
 from transformer_jax.inference.translator import Translator
 from transformer_jax.training import step as training_step
-from transformer_jax.training.loop import put, train
-from transformer_jax.training.loss import Means
+from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import MetricsWriter
 from transformer_jax.training.sharding import batch_ways, make_mesh
 
@@ -136,20 +136,15 @@ def _evaluator(
     config: Config, dataset: pipeline.Dataset, mesh: jax.sharding.Mesh, workdir: Path
 ) -> Callable[[training_step.TrainState], dict[str, float]]:
     """A function from the state to the validation split's perplexity and BLEU."""
-    eval_step = training_step.make_eval_step(config, mesh)
+    likelihood = make_likelihood(config, dataset.vocabulary, mesh)
     translator: Translator | None = None
 
     def evaluate(state: training_step.TrainState) -> dict[str, float]:
         nonlocal translator
         text = dataset.text("validation")
-        if text is None or dataset.validation is None:
+        if text is None:
             return {}
-        means = Means.of(
-            eval_step(state.params, put(batch, mesh))
-            for batch in pipeline.evaluation_batches(
-                dataset.validation, config, rows_multiple=batch_ways(mesh)
-            )
-        )
+        means = likelihood(state.params, *text)
         if translator is None:
             model = training_step.nnx.merge(training_step.model_structure(config), state.params)
             translator = Translator(
@@ -175,20 +170,10 @@ def finish(config: Config, dataset: pipeline.Dataset, workdir: Path, step: int) 
     text = dataset.text("test")
     if text is None:
         return Summary(workdir, step, None, [])
-    _, model, _ = load_model(workdir, "average")
-    translator = Translator(model, dataset.vocabulary, config.decode, config.data.max_length)
-    hypotheses = translator.translate(text[0])
+    hypotheses = Translator.from_workdir(workdir, "average").translate(text[0])
     write_translations(workdir, "test", step, hypotheses)
     examples = list(zip(text[0], hypotheses, text[1], strict=True))[:: max(1, len(text[0]) // 5)]
     return Summary(workdir, step, score(hypotheses, text[1]), examples[:5])
-
-
-def write_translations(workdir: Path, split: str, step: int, lines: list[str]) -> Path:
-    """`translations/<split>.<step>.txt` of the run folder."""
-    path = workdir / "translations" / f"{split}.{step}.txt"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import pytest
 from transformer_jax.config import Config, default_config, resolve
 from transformer_jax.data import pipeline
 from transformer_jax.data.batch import Batch
+from transformer_jax.data.batching import BatchPlan
 from transformer_jax.data.tokenized import TokenizedCorpus
 from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
 from transformer_jax.errors import UserError
@@ -82,7 +83,13 @@ def expected(pairs: list[tuple[str, str]]) -> Counter:
 
 def test_an_epoch_of_batches_is_the_corpus(config: Config, tmp_path: Path) -> None:
     dataset = pipeline.prepare(config, tmp_path / "run")
-    steps = pipeline._plan(dataset.train, config, 1, shuffle=True).batches_per_epoch()
+    plan = BatchPlan(
+        dataset.train.lengths,
+        batch_tokens=config.data.batch_tokens,
+        max_length=config.data.max_length,
+        seed=config.train.seed,
+    )
+    steps = plan.batches_per_epoch()
     batches = take(pipeline.training_batches(dataset, config, start_step=0), steps)
     found = Counter(pair for batch in batches for pair in texts(batch, dataset.vocabulary))
     assert found == expected(PAIRS)
@@ -118,7 +125,6 @@ def test_a_changed_corpus_is_noticed(config: Config, tmp_path: Path) -> None:
 def test_splits_that_a_run_does_not_have(config: Config, tmp_path: Path) -> None:
     config = with_data(config, splits={"train": "train", "validation": "", "test": ""})
     dataset = pipeline.prepare(config, tmp_path / "run")
-    assert dataset.validation is None
     assert dataset.text("validation") is None
     assert dataset.text("test") is None
 
@@ -176,18 +182,6 @@ def test_the_number_of_devices_does_not_change_the_batches(config: Config, tmp_p
     assert same(one, eight)
 
 
-def test_evaluation_sees_every_pair_once(config: Config, tmp_path: Path) -> None:
-    dataset = pipeline.prepare(config, tmp_path / "run")
-    assert dataset.validation is not None
-    batches = list(pipeline.evaluation_batches(dataset.validation, config, rows_multiple=8))
-    assert len({batch.source.ids.shape for batch in batches}) == 1
-    assert all(len(batch.rows) % 8 == 0 for batch in batches)
-    found = Counter(pair for batch in batches for pair in texts(batch, dataset.vocabulary))
-    assert found == expected(PAIRS[:30])
-    again = list(pipeline.evaluation_batches(dataset.validation, config, rows_multiple=8))
-    assert same(batches, again)
-
-
 def test_three_pairs_make_batches_without_end(config: Config, tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         write(tmp_path / "text", split, PAIRS[:3])
@@ -238,11 +232,12 @@ def test_a_corpus_of_blank_lines_is_refused(config: Config, tmp_path: Path) -> N
         pipeline.prepare(config, tmp_path / "run")
 
 
-def test_a_validation_split_without_a_usable_pair_is_refused(
-    config: Config, tmp_path: Path
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_without_a_usable_pair_is_refused(
+    config: Config, tmp_path: Path, split: str
 ) -> None:
-    write(tmp_path / "text", "validation", [("", "nothing")])
-    with pytest.raises(UserError, match="validation has no usable pair"):
+    write(tmp_path / "text", split, [("", "nothing")])
+    with pytest.raises(UserError, match=f"{split} has no usable pair"):
         pipeline.prepare(config, tmp_path / "run")
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from transformer_jax.data.batch import Batch, Tokens
 
 _WINDOW = 2**17  # pairs that are planned together
-_SHORTEST_ROW = 64  # tokens
+_SHORTEST_ROW = 64  # tokens; rows of 32 leave 5.7 % of Multi30k's positions empty, these 3.2 %
 _CELL = 2**31  # a cell is source length * _CELL + target length
 _BLOCK = 2048  # cells that are searched at once
 # How many tokens of size a token of imbalance outweighs: 0.5 fills 96.8 % of Multi30k's positions,
@@ -64,7 +64,6 @@ class BatchPlan:
         max_length: int,
         seed: int,
         rows_multiple: int = 1,
-        shuffle: bool = True,
     ):
         """A plan; nothing is computed before the first batch is asked for.
 
@@ -74,9 +73,8 @@ class BatchPlan:
           max_length: the longest row.
           seed: of the shuffling.
           rows_multiple: every batch's number of rows is a multiple of this.
-          shuffle: False: one fixed order, for evaluation.
         """
-        self._lengths, self._seed, self._shuffle = lengths, seed, shuffle
+        self._lengths, self._seed = lengths, seed
         self._windows = -(-len(lengths) // _WINDOW)
         self._row_lengths = row_lengths(max_length)
         self._rows_of = {
@@ -116,8 +114,6 @@ class BatchPlan:
         return sum(self._count(window) for window in range(self._windows))
 
     def _order(self, epoch: int) -> Sequence[int]:
-        if not self._shuffle:
-            return range(self._windows)
         return np.random.default_rng((self._seed, epoch)).permutation(self._windows).tolist()
 
     def _count(self, window: int) -> int:
@@ -146,7 +142,7 @@ class BatchPlan:
         """Draw the pairs for the window's patterns, and the rows for its batches."""
         rng = np.random.default_rng((self._seed, epoch, window))
         members, cells = self._members(window), self._cells(window)
-        order = rng.permutation(len(members)) if self._shuffle else np.arange(len(members))
+        order = rng.permutation(len(members))
         order = order[np.argsort(cells[order], kind="stable")]
         values, starts = np.unique(cells[order], return_index=True)
         next_of = dict(zip(values.tolist(), starts.tolist(), strict=True))
@@ -163,14 +159,12 @@ class BatchPlan:
 
         batches = []
         for length, of_length in rows.items():
-            if self._shuffle:
-                rng.shuffle(of_length)
+            rng.shuffle(of_length)
             size = self._rows_of[length]
             for start in range(0, len(of_length), size):
                 chosen = of_length[start : start + size]
                 batches.append(PlannedBatch(length, chosen + [[]] * (size - len(chosen))))
-        if self._shuffle:
-            rng.shuffle(batches)
+        rng.shuffle(batches)
         return batches
 
 

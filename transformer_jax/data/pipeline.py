@@ -29,7 +29,6 @@ class Dataset:
 
     vocabulary: Vocabulary
     train: TokenizedCorpus
-    validation: TokenizedCorpus | None
     workdir: Path
 
     def text(self, split: str) -> Text | None:
@@ -41,7 +40,7 @@ def prepare(config: Config, workdir: Path) -> Dataset:
     """The data of a run, made on the first start and found again on the next.
 
         <workdir>/vocabulary.model                      trained, or copied from data.vocab_path
-        <workdir>/data/{train,validation}/              token ids
+        <workdir>/data/train/                           token ids
         <workdir>/data/{validation,test}.{source,target}.txt
 
     Raises:
@@ -57,17 +56,12 @@ def prepare(config: Config, workdir: Path) -> Dataset:
             len(corpus)  # what is wrong with a file is told now, not after an hour of tokenising
     vocabulary = _vocabulary(config, train, workdir / "vocabulary.model")
 
-    def tokens(corpus: corpora.Corpus, split: str) -> TokenizedCorpus:
-        folder = workdir / "data" / split
-        return tokenize(corpus, vocabulary, max_length=data.max_length, folder=folder)
-
-    validation_tokens = None
-    if validation is not None:
-        validation_tokens = tokens(validation, "validation")
-        _write_text(workdir, "validation", validation)
-    if test is not None:
-        _write_text(workdir, "test", test)
-    return Dataset(vocabulary, tokens(train, "train"), validation_tokens, workdir)
+    for split, corpus in (("validation", validation), ("test", test)):
+        if corpus is not None:
+            _write_text(workdir, split, corpus)
+    folder = workdir / "data" / "train"
+    tokens = tokenize(train, vocabulary, max_length=data.max_length, folder=folder)
+    return Dataset(vocabulary, tokens, workdir)
 
 
 def _vocabulary(config: Config, train: corpora.Corpus, path: Path) -> Vocabulary:
@@ -100,7 +94,13 @@ def training_batches(
     """
     if rows_multiple % process_count:
         raise ValueError(f"{rows_multiple=} must be a multiple of {process_count=}")
-    plan = _plan(dataset.train, config, rows_multiple, shuffle=True)
+    plan = BatchPlan(
+        dataset.train.lengths,
+        batch_tokens=config.data.batch_tokens,
+        max_length=config.data.max_length,
+        seed=config.train.seed,
+        rows_multiple=rows_multiple,
+    )
     source = _Batches(dataset.train, plan, process_index, process_count)
     steps = grain.MapDataset.source(range(start_step, _ENDLESS)).map(source.batch)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
@@ -108,28 +108,6 @@ def training_batches(
 
 
 _ENDLESS = 2**40  # steps: more than any run has
-
-
-def evaluation_batches(
-    corpus: TokenizedCorpus, config: Config, rows_multiple: int = 1
-) -> Iterator[Batch]:
-    """One pass, every pair once; the last batch of each shape is filled up with empty rows."""
-    plan = _plan(corpus, config, rows_multiple, shuffle=False)
-    source = _Batches(corpus, plan)
-    return map(source.batch, range(plan.batches_per_epoch()))
-
-
-def _plan(
-    corpus: TokenizedCorpus, config: Config, rows_multiple: int, *, shuffle: bool
-) -> BatchPlan:
-    return BatchPlan(
-        corpus.lengths,
-        batch_tokens=config.data.batch_tokens,
-        max_length=config.data.max_length,
-        seed=config.train.seed,
-        rows_multiple=rows_multiple,
-        shuffle=shuffle,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +142,8 @@ def read_text(workdir: Path, split: str) -> Text | None:
 
 
 def _write_text(workdir: Path, split: str, corpus: corpora.Corpus) -> None:
+    if not any(source.strip() and target.strip() for source, target in corpus):
+        raise UserError(f"{split} has no usable pair, each has an empty side: {corpus.name}")
     for number, side in enumerate(("source", "target")):
         path = _text_path(workdir, split, side)
         lines = "".join(pair[number].replace("\n", " ") + "\n" for pair in corpus).encode()

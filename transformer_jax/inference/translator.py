@@ -2,6 +2,7 @@
 """Text in, text out: section 6.1."""
 
 import copy
+import logging
 import math
 import re
 import sys
@@ -11,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -24,6 +24,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.inference.beam_search import beam_search
 from transformer_jax.inference.padding import Group, group_by_length, pad
 from transformer_jax.model.transformer import Transformer
+
+log = logging.getLogger(__name__)
 
 Params = Any  # the model's weights, nested by module and parameter name
 LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # all that str.splitlines knows
@@ -144,7 +146,7 @@ class Translator:
         sources = self.vocabulary.encode([line.strip() for line in lines])
         too_long = [ids for ids in sources if len(ids) > self.max_length]
         if too_long:
-            logging.warning(
+            log.warning(
                 "%d of %d lines have more than %d tokens; only that many are translated",
                 len(too_long),
                 len(lines),

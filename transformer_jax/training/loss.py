@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loss: label-smoothed cross-entropy, section 5.4."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -38,10 +39,11 @@ class Means(NamedTuple):
 
     @classmethod
     def of(cls, batches: Iterable[LossSums]) -> "Means":
-        """The means over all tokens of these batches."""
-        columns = zip(*jax.device_get(list(batches)), strict=True)
-        loss, nll, correct, tokens = (float(np.sum(column, dtype=np.float64)) for column in columns)
-        tokens = max(tokens, 1.0)
+        """The means over all tokens of these batches; NaN if there are none."""
+        sums = np.array(jax.device_get(list(batches)), np.float64).reshape(-1, 4).sum(axis=0)
+        loss, nll, correct, tokens = sums.tolist()
+        if not tokens:
+            return cls(math.nan, math.nan, math.nan)
         return cls(loss / tokens, float(np.exp(nll / tokens)), correct / tokens)
 
 
