@@ -61,6 +61,8 @@ def table(model: str, result: dict[str, Any]) -> str:
     first = next(iter(laps))
     machine, versions = result["machine"], result["versions"]
     rows = [
+        f"`{result['command']}`",
+        "",
         f"{model}, {machine['cores']} cores of {machine['cpu']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f", commit {machine['commit']}, {machine['date'][:10]}; medians (min to max) of "

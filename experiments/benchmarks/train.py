@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training speed against PyTorch: real source + target tokens per second, padding not counted.
 
-    python -m experiments.benchmarks.train --path='../shared/data/multi30k/{split}.{lang}'
+    python -m experiments.benchmarks.train --path='multi30k/{split}.{lang}'
     python -m experiments.benchmarks.train --path=... --model=base --repeats=3
 
 Needs the extra `benchmark`. Every contestant is a process of its own that has warmed up; they take
@@ -11,7 +11,10 @@ same tokenised sentence pairs, each in batches of its own making of the same tok
 """
 
 import dataclasses
+import importlib.util
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from experiments.benchmarks.turns import Worker, take_turns
 from transformer_jax import errors
 
 _PATH = flags.DEFINE_string(
-    "path", None, "Parallel text, such as '../shared/data/multi30k/{split}.{lang}'."
+    "path", None, "Parallel text, such as 'multi30k/{split}.{lang}'."
 )
 _MODEL = flags.DEFINE_enum("model", "tiny", ["tiny", "base"], "The model's sizes.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds that count.", lower_bound=1)
@@ -63,6 +66,8 @@ def main(_: Sequence[str]) -> None:
         raise errors.UserError(
             f"--contestants: {unknown[0]!r} is not one of {', '.join(sorted(_KINDS))}"
         )
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        raise errors.UserError("PyTorch and transformers are missing: pip install -e '.[benchmark]'")
     folder = Path(_WORKDIR.value).absolute()
     config = prepare_data(_MODEL.value, _PATH.value, folder)
     machine = describe_machine()
@@ -76,7 +81,8 @@ def main(_: Sequence[str]) -> None:
         for worker in workers:
             worker.close()
     versions = {key: value for worker in workers for key, value in worker.versions.items()}
-    result = summary(laps) | {"machine": machine, "versions": versions}
+    command = shlex.join(["python", "-m", "experiments.benchmarks.train", *sys.argv[1:]])
+    result = summary(laps) | {"command": command, "machine": machine, "versions": versions}
     save(Path(_OUTPUT.value), _MODEL.value, result)
     print(table(_MODEL.value, result))
 
@@ -106,13 +112,18 @@ def prepare_data(model: str, path: str, folder: Path) -> Path:
 
 
 def save(path: Path, model: str, result: dict) -> None:
-    """Put the model's figures beside those of other models that the file has."""
+    """Put the model's figures beside those of other models, as JSON and, beside it, as Markdown."""
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results[model] = result
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    tables = [table(model, result) for model, result in results.items()]
+    for file, content in (
+        (path, json.dumps(results, indent=2)),
+        (path.with_suffix(".md"), "\n\n".join(["# Training speed, real tokens per second", *tables])),
+    ):
+        temporary = file.with_name(file.name + ".tmp")
+        temporary.write_text(content + "\n", encoding="utf-8")
+        temporary.replace(file)
 
 
 if __name__ == "__main__":
