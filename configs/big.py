@@ -15,13 +15,13 @@ English-French, 41.8 BLEU in the paper, with dropout 0.1:
 
 import ml_collections
 
-from configs import base
-from transformer_jax.config import shrink
+from transformer_jax.config import default_config, shrink
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """What big changes of base."""
-    config = base.get_config()
+    """What big changes of base, which is what the defaults of transformer_jax/config.py are."""
+    config = default_config()
+    config.data.source = "wmt14_translate/de-en"
     config.model.d_model = 1024
     config.model.d_ff = 4096
     config.model.num_heads = 16

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformer-Tiny on Multi30k (29,000 image captions), as Wu et al. 2021 trained it.
+"""Transformer-Tiny on Multi30k (29,000 image captions), after Wu et al. 2021.
+
+Theirs are the sizes, dropout, batch, learning rate and label smoothing. The paper's are Adam's epsilon
+(theirs 1e-8), gradients without clipping, and a beam of 4 (theirs 5). They train for 8,000 steps.
 
     python -m transformer_jax.main --config=configs/multi30k.py \\
         --config.data.path='multi30k/{split}.{lang}'

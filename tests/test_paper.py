@@ -19,7 +19,7 @@ from transformer_jax.config import Config, ModelConfig, resolve
 from transformer_jax.inference.beam_search import length_penalty
 from transformer_jax.model.embeddings import Embedding, sinusoids
 from transformer_jax.model.layers import FeedForward, MultiHeadAttention, Residual
-from transformer_jax.model.noise import Noise
+from transformer_jax.model.noise import Noise, dropout
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.optimizer import learning_rate, make_optimizer
 
@@ -143,6 +143,22 @@ def test_dropout_places_section_5_4(monkeypatch):
     model(batch, noise=Noise.of_step(0, 1, jnp.asarray(batch.rows)))
     assert len(shapes) == 2 + 5 * SMALL.num_layers
     assert set(shapes) == {(4, 17, 24), (4, 13, 24)}
+
+
+@pytest.mark.parametrize("position", ["post", "pre"])
+def test_dropout_before_the_sum_section_5_4(position):
+    """LayerNorm(x + Dropout(Sublayer(x))): before it is added and normalised."""
+    config = dataclasses.replace(SMALL, norm_position=position)
+    residual = Residual(config, FLOAT32, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (4, 7, config.d_model))
+    noise = Noise.of_step(0, 1, jnp.arange(4))
+    out = residual(x, lambda y: 2 * y, noise)
+    if position == "post":
+        expected = residual.norm(x + dropout(2 * x, config.dropout, noise))
+    else:
+        expected = x + dropout(2 * residual.norm(x), config.dropout, noise)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert np.abs(out - residual(x, lambda y: 2 * y, None)).max() > 0.1, "nothing was dropped"
 
 
 @pytest.mark.parametrize("config", [BASE, BIG], ids=["base", "big"])

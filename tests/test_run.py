@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs in a run folder: what it holds, how it goes on, and how it fails."""
 
+import dataclasses
+import errno
 import json
 import os
 import random
@@ -17,13 +19,22 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from transformer_jax.checkpoints import Checkpoints, average, load_params, saved_steps
+from tests.conftest import random_batch
+from transformer_jax.checkpoints import (
+    Checkpoints,
+    average,
+    averaged_steps,
+    load_params,
+    saved_steps,
+)
 from transformer_jax.config import default_config, resolve
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, run_command
+from transformer_jax.files import alone_in
 from transformer_jax.inference.translator import Translator
 from transformer_jax.run import claim, describe, run_training
+from transformer_jax.training.loop import put
 from transformer_jax.training.sharding import make_mesh
-from transformer_jax.training.step import abstract_state, initial_state
+from transformer_jax.training.step import abstract_state, initial_state, make_train_step
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,7 +89,7 @@ def test_a_run_folder_holds_all_that_the_design_says(finished):
     assert summary.step == 6
     assert json.loads((workdir / "config.json").read_text())["model"]["d_model"] == 16
     assert (workdir / "vocabulary.model").exists()
-    assert saved_steps(workdir)[-2:] == [4, 6]
+    assert {4, 6} <= set(saved_steps(workdir))
     assert list((workdir / "tensorboard").iterdir())
     names = {path.name for path in (workdir / "translations").iterdir()}
     assert {"validation.3.txt", "validation.6.txt", "test.6.txt"} <= names
@@ -119,6 +130,42 @@ def test_the_average_is_the_mean_of_the_last_checkpoints(finished):
         average(workdir, 9)
 
 
+def test_a_damaged_checkpoint_is_left_out_of_the_average(finished, tmp_path, caplog):
+    shutil.copytree(finished[1].workdir, tmp_path / "run")
+    truncate(tmp_path / "run" / "checkpoints" / "4")
+    average(tmp_path / "run", 2)
+    assert "checkpoint 4 is left out" in caplog.text
+    mean, six = (load_params(tmp_path / "run", which)[1] for which in ("average", "6"))
+    jax.tree.map(np.testing.assert_array_equal, mean, six)
+    truncate(tmp_path / "run" / "checkpoints" / "6")
+    with pytest.raises(UserError, match=r"none of the last 2 checkpoints .* can be read"):
+        average(tmp_path / "run", 2)
+
+
+def test_what_stays_is_the_last_regular_ones_the_newest_and_the_best(tmp_path, small_config):
+    """Checkpoints at odd steps, of an evaluation or an interruption, do not change the average."""
+    run = resolve(small_config)
+    state = initial_state(run, make_mesh(run.mesh))
+    scores = {2: 7.0, 3: 9.0, 5: 8.0}  # step 3, which is not regular, is the best
+    lines = [json.dumps({"step": step, "eval/bleu": bleu}) for step, bleu in scores.items()]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 5, "ev']))
+    for steps in ((2, 3, 4, 5, 6), (7, 8, 9)):  # the second process knows nothing of the first
+        with Checkpoints(tmp_path, every=2, keep=2) as checkpoints:
+            for step in steps:
+                number = jax.device_put(np.int32(step), state.step.sharding)
+                checkpoints.save(dataclasses.replace(state, step=number))
+            checkpoints.wait()
+    assert saved_steps(tmp_path) == [3, 6, 8, 9]
+    (tmp_path / "config.json").write_text(run.to_json())
+    assert load_params(tmp_path, "best")[0] == 3
+    assert load_params(tmp_path, "latest")[0] == 9
+    every_two = dataclasses.replace(run, train=dataclasses.replace(run.train, checkpoint_every=2))
+    assert averaged_steps(tmp_path, every_two) == [6, 8]
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="has a BLEU score"):
+        load_params(tmp_path, "best")
+
+
 def test_a_finished_run_goes_on_with_more_steps_and_drops_lost_lines(finished, tmp_path):
     config, summary = finished
     workdir = tmp_path / "run"
@@ -131,6 +178,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_drops_lost_lines(finished, t
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
     assert 7 not in steps
     assert steps.count(8) == 3  # training, evaluation, test
+    assert sum("test/bleu" in line for line in (workdir / "metrics.jsonl").open()) == 1
 
 
 @pytest.mark.parametrize("field, value", [("model.d_model", 32), ("train.seed", 1)])
@@ -140,6 +188,28 @@ def test_a_folder_of_another_config_is_refused(finished, field, value):
     config[section][name] = value
     with pytest.raises(UserError, match=rf"made with config\.{field}="):
         claim(resolve(config), finished[1].workdir)
+
+
+def test_a_mistake_before_the_first_checkpoint_can_be_mended(tmp_path):
+    config = tiny(write_corpus(tmp_path / "corpus"))
+    config.data.vocab_size = 30_000
+    with pytest.raises(UserError, match="vocab_size=30000 cannot be trained"):
+        run_training(resolve(config), tmp_path / "run")
+    config.data.vocab_size = 60
+    config.train.num_steps = 2
+    assert run_training(resolve(config), tmp_path / "run").step == 2
+    config.data.vocab_size = 61
+    with pytest.raises(UserError, match=r"made with config\.data\.vocab_size=60"):
+        run_training(resolve(config), tmp_path / "run")
+
+
+def test_two_processes_do_not_train_in_one_folder(finished):
+    config, summary = finished
+    with (
+        alone_in(summary.workdir),
+        pytest.raises(UserError, match="another process is training in"),
+    ):
+        run_training(resolve(config), summary.workdir)
 
 
 def truncate(folder: Path) -> None:
@@ -156,7 +226,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_
     truncate(tmp_path / "run" / "checkpoints" / "6")
     run = resolve(config)
     mesh = make_mesh(run.mesh)
-    with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
+    with Checkpoints(tmp_path / "run", every=2, keep=2) as checkpoints:
         state = checkpoints.restore(abstract_state(run, mesh))
         assert int(state.step) == 4
         assert "checkpoint 6" in caplog.text and "damaged" in caplog.text
@@ -172,22 +242,42 @@ def test_only_damaged_checkpoints_are_an_error(finished, tmp_path):
         truncate(tmp_path / "run" / "checkpoints" / str(step))
     run = resolve(config)
     with (
-        Checkpoints(tmp_path / "run", keep=2) as checkpoints,
-        pytest.raises(UserError, match="is damaged"),
+        Checkpoints(tmp_path / "run", every=2, keep=2) as checkpoints,
+        pytest.raises(UserError, match=r"no checkpoint in .* can be read"),
     ):
         checkpoints.restore(abstract_state(run, make_mesh(run.mesh)))
+    assert saved_steps(tmp_path / "run") == saved_steps(summary.workdir), "nothing is moved away"
 
 
 def test_a_checkpoint_gives_back_every_bit(tmp_path, small_config):
     run = resolve(small_config)
     mesh = make_mesh(run.mesh)
     state = initial_state(run, mesh)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(state, bleu=1.0)
+    with Checkpoints(tmp_path, every=1, keep=1) as checkpoints:
+        checkpoints.save(state)
         checkpoints.wait()
         restored = checkpoints.restore(abstract_state(run, mesh))
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_checkpoint_is_of_its_step_though_training_goes_on(tmp_path, small_config):
+    """The step's buffers are donated to the next one while the checkpoint is still being written."""
+    run = resolve(small_config)
+    mesh = make_mesh(run.mesh)
+    step, state = make_train_step(run, mesh), initial_state(run, mesh)
+    batch = put(random_batch(0, rows=8, vocabulary=run.model.vocab_size), mesh)
+    copies = {}
+    with Checkpoints(tmp_path, every=1, keep=9) as checkpoints:
+        for _ in range(6):
+            state, _ = step(state, batch)
+            if len(copies) < 3:
+                copies[int(state.step)] = jax.tree.map(np.array, state.params)
+                checkpoints.save(state)
+        checkpoints.wait()
+    (tmp_path / "config.json").write_text(run.to_json())
+    for number, expected in copies.items():
+        jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path, str(number))[1], expected)
 
 
 def command(config: ml_collections.ConfigDict, workdir: Path, *flags: str) -> list[str]:
@@ -262,21 +352,42 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, sent):
         np.testing.assert_array_equal(one, two)
 
 
+def spoil(corpus: Path, how: str) -> None:
+    """Make the corpus of `write_corpus` unusable."""
+    path = corpus / "train.de"
+    if how == "a line too few":
+        path.write_text(path.read_text().partition("\n")[2])
+    elif how == "not UTF-8":
+        path.write_bytes(b"stra\xdfe\n" + path.read_bytes().partition(b"\n")[2])
+    elif how == "empty":
+        for side in ("en", "de"):
+            (corpus / f"train.{side}").write_text("")
+
+
 @pytest.mark.parametrize(
-    "flag, message",
+    "flag, how, message",
     [
-        ("--config.model.dropout=1.5", "config.model.dropout=1.5 is not allowed"),
-        ("--config.train.num_steps=many", "num_steps"),
-        ("--config.model.heads=4", "heads"),
-        ("--config=nowhere.py", "nowhere.py cannot be read"),
-        ("--config.data.path=nowhere/{split}.{lang}", "nowhere/train.en does not exist"),
-        ("--config.data.vocab_size=30000", "config.data.vocab_size=30000"),
+        ("--config.model.dropout=1.5", "", "config.model.dropout=1.5 is not allowed"),
+        ("--config.train.num_steps=many", "", "num_steps"),
+        ("--config.model.heads=4", "", "heads"),
+        ("--config.decode.alpha=nan", "", "config.decode.alpha=nan is not allowed"),
+        ("--config=nowhere.py", "", "nowhere.py cannot be read"),
+        ("--config=configs/base.py:huge", "", "variant :huge does not exist; there is :tiny"),
+        ("--config=README.md", "", "--config cannot be loaded: SyntaxError"),
+        ("--config.data.path=nowhere/{split}.{lang}", "", "nowhere/train.en does not exist"),
+        ("--config.data.vocab_size=30000", "", "config.data.vocab_size=30000"),
+        ("--config.data.source=wmt99", "", "wmt99"),
+        ("--config.mesh.tensor=3", "", "config.mesh"),
+        ("", "a line too few", "has 400 lines and"),
+        ("", "not UTF-8", "train.de line 1 is not UTF-8 (byte 5)"),
+        ("", "empty", "train.en is empty"),
     ],
 )
-def test_wrong_values_end_in_one_line_and_exit_code_2(tmp_path, flag, message):
+def test_wrong_values_end_in_one_line_and_exit_code_2(tmp_path, flag, how, message):
     config = tiny(write_corpus(tmp_path / "corpus"))
+    spoil(tmp_path / "corpus", how)
     result = subprocess.run(
-        command(config, tmp_path / "run", flag),
+        command(config, tmp_path / "run", *filter(None, [flag])),
         env=environment(),
         cwd=ROOT,
         capture_output=True,
@@ -284,6 +395,42 @@ def test_wrong_values_end_in_one_line_and_exit_code_2(tmp_path, flag, message):
         check=False,
     )
     assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
+    assert not result.stdout
+    *notes, last = result.stderr.strip().splitlines()
     assert last.startswith("error: ") and message in last
+    assert all(note.startswith("learning a vocabulary of ") for note in notes)
+
+
+def test_help_of_main_explains_the_flags():
+    result = subprocess.run(
+        [sys.executable, "-m", "transformer_jax.main", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert "python -m transformer_jax.main --config=configs/demo.py" in result.stdout
+    assert "The run folder; by default runs/" in result.stdout
+
+
+def test_a_full_disk_is_one_line(capsys, monkeypatch):
+    def main(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr(sys, "argv", ["main"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error == "error: runs/x/metrics.jsonl cannot be written: No space left on device\n"
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, small_config, monkeypatch):
+    run = resolve(small_config)
+    state = initial_state(run, make_mesh(run.mesh))
+    with Checkpoints(tmp_path, every=1, keep=1) as checkpoints:
+
+        def full(*_, **__):
+            raise ValueError("RESOURCE_EXHAUSTED: no space left\nand a long explanation")
+
+        monkeypatch.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(UserError, match=r"could not be saved .* no space left; those before"):
+            checkpoints.save(state)

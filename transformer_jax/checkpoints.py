@@ -6,8 +6,12 @@
 <workdir>/average/<step>/                the mean of the last n checkpoints' weights (section 6.1)
 """
 
+import contextlib
+import dataclasses
+import itertools
 import logging
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,9 +24,10 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from transformer_jax.config import Config
+from transformer_jax.config import Config, ConfigError
 from transformer_jax.errors import UserError
 from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.step import Params, TrainState, model_structure
 
 log = logging.getLogger(__name__)
@@ -31,19 +36,10 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run folder: saved in the background, each whole or not at all."""
 
-    def __init__(self, workdir: Path, keep: int):
-        """`keep`: how many of the last checkpoints stay, besides the best."""
+    def __init__(self, workdir: Path, *, every: int, keep: int):
+        """The last `keep` of those that are `every` steps apart stay, the newest, and the best."""
         self.workdir = workdir
-        policy = preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(keep),
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["bleu"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        policy = _Preserved(workdir, every, keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy)
         self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
 
@@ -58,41 +54,43 @@ class Checkpoints:
     ) -> None:
         self._manager.close()
 
-    def save(self, state: TrainState, bleu: float | None = None) -> None:
-        """Copy the state off the devices and write it in the background; `bleu` ranks it."""
+    def save(self, state: TrainState) -> None:
+        """Copy the state off the devices and write it in the background.
+
+        Raises:
+          UserError: this one, or the one before it, could not be written.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        try:
+        with self._told_as_user_error():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
                     optimizer=ocp.args.StandardSave(state.optimizer),
                 ),
-                metrics=None if bleu is None else {"bleu": bleu},
             )
-        except OSError as error:
-            raise _save_error(self.workdir, error) from error
 
     def wait(self) -> None:
-        """Until everything is on disk."""
-        try:
+        """Until everything is on disk.
+
+        Raises:
+          UserError: the last one could not be written.
+        """
+        with self._told_as_user_error():
             self._manager.wait_until_finished()
-        except OSError as error:
-            raise _save_error(self.workdir, error) from error
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, on the devices of the abstract state `like`.
 
-        A damaged one is moved to <workdir>/damaged and the one before it is taken. None: there is
-        no checkpoint.
+        Newer ones are moved to <workdir>/damaged. None: there is no checkpoint.
 
         Raises:
-          UserError: there are checkpoints, but all are damaged.
+          UserError: there are checkpoints, but none can be read; all stay where they are.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        failures: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(
                     step,
@@ -103,20 +101,56 @@ class Checkpoints:
                 )
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 _warn_of_damage(self.workdir, step, error)
-                damaged = self.workdir / "damaged"
-                damaged.mkdir(exist_ok=True)
-                shutil.move(_folder(self.workdir) / str(step), damaged / str(step))
-                self._manager.reload()
+                failures[step] = _first_line(error)
                 continue
+            for damaged in failures:
+                self._move_away(damaged)
             number = jax.device_put(jnp.int32(step), like.step.sharding)
             return TrainState(number, restored.params, restored.optimizer)
-        if steps:
+        if failures:
+            newest, reason = next(iter(failures.items()))
             raise UserError(
-                f"every checkpoint in {_folder(self.workdir)} is damaged; they lie in "
-                f"{self.workdir / 'damaged'} now: bring back a copy, or start again with the same "
-                "command"
+                f"no checkpoint in {_folder(self.workdir)} can be read ({newest}: {reason}); bring "
+                "back a copy, or start anew in another --workdir"
             )
         return None
+
+    def _move_away(self, step: int) -> None:
+        """Out of the manager's sight: it would not save this step again."""
+        folder = self.workdir / "damaged"
+        folder.mkdir(exist_ok=True)
+        names = itertools.chain([f"{step}"], (f"{step}.{n}" for n in itertools.count(2)))
+        place = next(folder / name for name in names if not (folder / name).exists())
+        shutil.move(_folder(self.workdir) / str(step), place)
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _told_as_user_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # OSError from Orbax, ValueError from TensorStore, ...
+            raise UserError(
+                f"a checkpoint could not be saved in {_folder(self.workdir)}: {_first_line(error)}; "
+                "those before it are whole, and the same command goes on from the last"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preserved(preservation_policy.PreservationPolicy):
+    """What Orbax keeps: the last `keep` of every so many steps, the newest, the best by BLEU."""
+
+    workdir: Path
+    every: int
+    keep: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax asks before it deletes."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*_regular(steps, self.every)[-self.keep :], *steps[-1:]}
+        scores = _scores(self.workdir, steps)
+        if scores:
+            kept.add(max(scores, key=scores.__getitem__))
+        return [step in kept for step in steps]
 
 
 def load_model(workdir: str | Path, which: str = "latest") -> tuple[Config, Transformer, int]:
@@ -142,7 +176,7 @@ def load_config(workdir: str | Path) -> Config:
             f"{workdir} is no run folder, it has no config.json; train one with "
             "python -m transformer_jax.main --config=... --workdir=..."
         ) from None
-    except (UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise UserError(f"{path} cannot be used: {error}") from None
 
 
@@ -161,24 +195,37 @@ def load_params(workdir: str | Path, which: str = "latest") -> tuple[int, Params
 def average(workdir: str | Path, last: int) -> Path:
     """Write the mean of the last n checkpoints' weights, which "average" names from then on.
 
+    Those count that are config.train.checkpoint_every steps apart, so that neither an evaluation nor
+    an interruption changes the average; all of them, if there is no such one. One that cannot be
+    read is left out with a warning.
+
     Raises:
-      UserError: there are fewer than `last` checkpoints.
+      UserError: there are fewer than `last` checkpoints, or none can be read.
     """
     workdir = Path(workdir)
-    steps = saved_steps(workdir)
+    config = load_config(workdir)
+    steps = averaged_steps(workdir, config)
     if not 0 < last <= len(steps):
         raise UserError(
             f"--last={last} cannot be averaged, {_folder(workdir)} holds {len(steps)} "
             "checkpoint(s); config.train.keep says how many a run keeps"
         )
-    like = _abstract_params(load_config(workdir))
+    like = _abstract_params(config)
     total: Any = None
+    read = 0
     for step in steps[-last:]:
-        params = _read(_folder(workdir) / str(step) / "params", like)
+        try:
+            params = _read(_folder(workdir) / str(step) / "params", like)
+        except Exception as error:  # as in Checkpoints.restore
+            log.warning("checkpoint %d is left out of the average: %s", step, _first_line(error))
+            continue
         # In float64 on the host, so that the order of the checkpoints does not matter.
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
         total = params if total is None else jax.tree.map(np.add, total, params)
-    mean = jax.tree.map(lambda leaf: (leaf / last).astype(np.float32), total)
+        read += 1
+    if not read:
+        raise UserError(f"none of the last {last} checkpoints in {_folder(workdir)} can be read")
+    mean = jax.tree.map(lambda leaf: (leaf / read).astype(np.float32), total)
     folder = workdir.absolute() / "average" / str(steps[-1])
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, mean, force=True)
@@ -186,6 +233,12 @@ def average(workdir: str | Path, last: int) -> Path:
         if old != folder:
             shutil.rmtree(old)
     return folder
+
+
+def averaged_steps(workdir: Path, config: Config) -> list[int]:
+    """The checkpoints that `average` takes its last from."""
+    steps = saved_steps(workdir)
+    return _regular(steps, config.train.checkpoint_every) or steps
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -221,15 +274,26 @@ def _candidates(workdir: Path, which: str) -> list[tuple[Path, int]]:
 
 
 def _best(workdir: Path, steps: list[int]) -> int:
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(_folder(workdir), options=options) as manager:
-        scores = {step: (manager.metrics(step) or {}).get("bleu") for step in steps}
-    scored = {step: score for step, score in scores.items() if score is not None}
-    if not scored:
+    scores = _scores(workdir, steps)
+    if not scores:
         raise UserError(
             f"no checkpoint of {workdir} has a BLEU score, so none is best; use --checkpoint=latest"
         )
-    return max(scored, key=scored.__getitem__)
+    return max(scores, key=scores.__getitem__)
+
+
+def _scores(workdir: Path, steps: Sequence[int]) -> dict[int, float]:
+    """The validation BLEU of those of these steps that were evaluated."""
+    scores = {
+        entry["step"]: entry["eval/bleu"]
+        for entry in read_metrics(workdir)
+        if entry.get("eval/bleu") is not None
+    }
+    return {step: scores[step] for step in steps if step in scores}
+
+
+def _regular(steps: Sequence[int], every: int) -> list[int]:
+    return [step for step in steps if step % every == 0]
 
 
 def _read(folder: Path, like: Params) -> Params:
@@ -257,11 +321,11 @@ def _steps_in(folder: Path) -> list[int]:
 
 
 def _warn_of_damage(workdir: Path, step: int, error: Exception) -> None:
-    reason = str(error).strip().split("\n")[0][:200]
+    reason = _first_line(error)
     log.warning(
         "checkpoint %d of %s is damaged (%s); trying the one before it", step, workdir, reason
     )
 
 
-def _save_error(workdir: Path, error: OSError) -> UserError:
-    return UserError(f"could not save a checkpoint in {_folder(workdir)}: {error}")
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

@@ -12,6 +12,7 @@ the frozen dataclasses of this module, so that nothing unchecked travels further
 import dataclasses
 import difflib
 import json
+import math
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -129,8 +130,15 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The inverse of `to_json`."""
-        return resolve(json.loads(text))
+        """The inverse of `to_json`.
+
+        Raises:
+          ConfigError: it is not JSON, or not a config.
+        """
+        try:
+            return resolve(json.loads(text))
+        except ValueError as error:
+            raise ConfigError(f"it is not JSON: {error}") from None
 
 
 ACTIVATIONS = ("relu", "gelu", "swish")
@@ -138,7 +146,7 @@ ACTIVATIONS = ("relu", "gelu", "swish")
 # What each value may be, beyond its type: (a sentence for the user, the test).
 _POSITIVE = ("a whole number above 0", lambda value: value > 0)
 _RATE = ("a number from 0 to below 1", lambda value: 0.0 <= value < 1.0)
-_NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
+_NOT_NEGATIVE = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
 _AXIS = ("a number of devices, or -1 for all that are left", lambda value: value > 0 or value == -1)
 
 
@@ -157,6 +165,10 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model.positions": _one_of("sinusoidal", "learned"),
     "model.dtype": _one_of("auto", "float32", "bfloat16"),
     "data.source": ("phrasebook, text or a TFDS name", bool),
+    "data.splits": (
+        "names for train, validation and test, '' for a split that there is not",
+        lambda value: set(value) == {"train", "validation", "test"},
+    ),
     "data.vocab_size": ("a whole number above 3", lambda value: value > 3),
     "data.vocab_type": _one_of("bpe", "unigram"),
     "data.max_length": ("a whole number above 1", lambda value: value > 1),
@@ -165,7 +177,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "optimizer.peak_rate": _NOT_NEGATIVE,
     "optimizer.beta1": _RATE,
     "optimizer.beta2": _RATE,
-    "optimizer.epsilon": ("above 0", lambda value: value > 0),
+    "optimizer.epsilon": ("above 0, and finite", lambda value: 0 < value < math.inf),
     **{
         f"train.{field}": _POSITIVE
         for field in (
@@ -181,6 +193,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "train.label_smoothing": _RATE,
     "train.logits_chunk": _NOT_NEGATIVE,
     "decode.beam_size": _POSITIVE,
+    "decode.alpha": ("a finite number", math.isfinite),
     "decode.extra_length": _NOT_NEGATIVE,
     **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
 }
@@ -227,6 +240,8 @@ def resolve(config: Mapping[str, Any]) -> Config:
 
 def _build(kind: type, values: Mapping[str, Any], path: str) -> Any:
     """An instance of the dataclass `kind` from a mapping, each value checked against its type."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config.{path.rstrip('.')}={values!r} is not a section of a config")
     types = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(types))
     if unknown:
@@ -243,6 +258,8 @@ def _check(value: Any, expected: Any, name: str) -> Any:
     if isinstance(expected, type) and dataclasses.is_dataclass(expected):
         return _build(expected, value, f"{name}.")
     if typing.get_origin(expected) is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"config.{name}={value!r} must map names to names")
         return {str(key): str(entry) for key, entry in value.items()}
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that a user caused and can mend, and how the commands report them."""
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
+
+# A full disk, a quota, missing rights: the user's to mend, wherever it happens.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """One line that names the culprit and the remedy. Commands print it and exit with code 2."""
 
 
@@ -25,16 +30,21 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
                 raise UserError(
                     f"unexpected argument {argv[1]!r}; flags are --name=value, see --help"
                 )
-            if flags.FLAGS["verbosity"].using_default_value:
-                logging.set_verbosity(logging.WARNING)  # Orbax has much to say
             main(argv)
             sys.stdout.flush()
         except UserError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:
             # Whoever read our output has seen enough, as in `... | head`. Python flushes stdout once
             # more at the end; that must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            _fail(UserError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"))
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -42,13 +52,16 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, UserError) as error:
-        _fail(error)
-    except (AttributeError, KeyError, TypeError, OSError) as error:
-        # How ml_collections says that a config has no such field, or its file does not exist.
-        _fail(UserError(f"--config: {error}; transformer_jax/config.py has all fields"))
     except SystemExit:  # --help was printed; absl would call that a failure
         sys.exit(0)
+    except (flags.Error, UserError) as error:
+        _fail(error)
+    except (AttributeError, KeyError) as error:  # how ml_collections says: there is no such field
+        _fail(UserError(f"--config: {error}; transformer_jax/config.py has all fields"))
+    except Exception as error:  # whatever a config file does
+        # ml_collections puts a whole traceback into some messages; its last line is the message.
+        reason = str(error).strip().split("\n")[-1]
+        _fail(UserError(f"--config cannot be loaded: {type(error).__name__}: {reason}"))
 
 
 def _fail(error: Exception) -> NoReturn:

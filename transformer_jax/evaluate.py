@@ -45,13 +45,13 @@ def main(_: Sequence[str]) -> None:
     """Score what the flags name."""
     # After the flags: --help need not wait for JAX.
     from transformer_jax import checkpoints, runtime
-    from transformer_jax.evaluation import evaluate, read_text
+    from transformer_jax.evaluation import evaluate, load_text
 
     runtime.set_up()
     checkpoints.load_config(_WORKDIR.value)  # the first thing that can be wrong
     result = evaluate(
         _WORKDIR.value,
-        read_text(_WORKDIR.value, _SPLIT.value, _SOURCE.value, _REFERENCE.value),
+        load_text(_WORKDIR.value, _SPLIT.value, _SOURCE.value, _REFERENCE.value),
         checkpoint=_CHECKPOINT.value,
         tokenize=_TOKENIZE.value,
         lowercase=_LOWERCASE.value,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from transformer_jax.checkpoints import load_config
 from transformer_jax.config import Config, MeshConfig
 from transformer_jax.data.batch import Batch
+from transformer_jax.data.pipeline import read_text
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.inference.lines import read_lines, write_lines
@@ -22,7 +23,7 @@ from transformer_jax.inference.padding import group_by_length, pad
 from transformer_jax.inference.scores import check_tokenizer, score
 from transformer_jax.inference.translator import Translator, cut
 from transformer_jax.training.loss import Means
-from transformer_jax.training.sharding import batch_sharding, batch_ways, make_mesh
+from transformer_jax.training.sharding import batch_sharding, batch_ways, make_mesh, replicated
 from transformer_jax.training.step import Params, make_eval_step
 
 _BATCH_TOKENS = 4096  # positions a side of a batch
@@ -59,10 +60,10 @@ def evaluate(
     scores = score(translations, text.references, tokenize=tokenize, lowercase=lowercase)
     if text.split:
         write_translations(Path(workdir), text.split, translator.step, translations)
-    likelihood = make_likelihood(
-        load_config(workdir), translator.vocabulary, make_mesh(MeshConfig())
-    )
-    perplexity = likelihood(translator.params, text.sources, text.references).perplexity
+    mesh = make_mesh(MeshConfig())
+    likelihood = make_likelihood(load_config(workdir), translator.vocabulary, mesh)
+    params = jax.device_put(translator.params, replicated(mesh))
+    perplexity = likelihood(params, text.sources, text.references).perplexity
     return {
         **scores,
         "perplexity": round(perplexity, 4) if math.isfinite(perplexity) else None,
@@ -86,7 +87,7 @@ def make_likelihood(
 
     def batches(sources: list[str], references: list[str]) -> Iterator[Batch]:
         sides = [
-            [cut(ids, max_length) for ids in vocabulary.encode(lines)]
+            [cut(ids, max_length) for ids in vocabulary.encode([line.strip() for line in lines])]
             for lines in (sources, references)
         ]
         pairs = [pair for pair in zip(*sides, strict=True) if min(map(len, pair)) > 1]
@@ -115,7 +116,7 @@ def write_translations(workdir: Path, split: str, step: int | None, lines: list[
     write_lines(folder / f"{split}.{step}.txt", lines)
 
 
-def read_text(
+def load_text(
     workdir: str | Path, split: str, source: str | None = None, reference: str | None = None
 ) -> Text:
     """The text of two files, or else of a split of the run's own data.
@@ -125,16 +126,13 @@ def read_text(
     """
     if (source is None) != (reference is None):
         raise UserError("--source and --reference go together; give both or neither")
-    kept = None
     if source is None or reference is None:
-        kept = split
-        source, reference = (
-            str(Path(workdir) / "data" / f"{split}.{side}.txt") for side in ("source", "target")
-        )
-        if Path(workdir).is_dir() and not Path(source).exists():
+        text = read_text(Path(workdir), split)
+        if text is None:
             raise UserError(
                 f"{workdir} has no {split} split; give files with --source and --reference"
             )
+        return Text(*text, split)
     sources, references = read_lines(source), read_lines(reference)
     if len(sources) != len(references):
         raise UserError(
@@ -143,4 +141,4 @@ def read_text(
         )
     if not sources:
         raise UserError(f"{source} is empty; there is nothing to score")
-    return Text(sources, references, kept)
+    return Text(sources, references)

@@ -55,7 +55,7 @@ def _config() -> "Config":
     from transformer_jax.config import resolve
 
     try:
-        return resolve(_CONFIG.value)
+        return resolve(_CONFIG.value.to_dict())
     except OSError:  # how config_flags says, late, that there is no such file
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         raise errors.UserError(

@@ -10,12 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from flax import nnx
 
-from transformer_jax.checkpoints import Checkpoints, average, saved_steps
+from transformer_jax.checkpoints import (
+    Checkpoints,
+    average,
+    averaged_steps,
+    load_config,
+    saved_steps,
+)
 from transformer_jax.config import Config
 from transformer_jax.data import pipeline
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation import make_likelihood, write_translations
+from transformer_jax.files import alone_in, write_whole
 from transformer_jax.inference.scores import Scores, score
 from transformer_jax.inference.translator import Translator
 from transformer_jax.training import step as training_step
@@ -25,7 +33,9 @@ from transformer_jax.training.sharding import batch_ways, make_mesh
 
 log = logging.getLogger(__name__)
 
-# What may differ when a run goes on: none of it changes what the model learns from a step.
+# What may differ when a run goes on: none of it changes what the model learns from a batch. (Batches
+# stay the same too, unless the devices or pieces that share one do not divide its rows:
+# data/batching.py, rows_of_batch.)
 _FREE = {
     "train.num_steps",
     "train.log_every",
@@ -35,7 +45,6 @@ _FREE = {
     "train.accumulate",
     "train.logits_chunk",
 }
-_FREE_SECTIONS = {"decode", "mesh"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +73,58 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     workdir = Path(workdir)
-    claim(config, workdir)
     mesh = make_mesh(config.mesh)
-    dataset = pipeline.prepare(config, workdir)
-    rows_multiple = batch_ways(mesh) * config.train.accumulate
-    with Checkpoints(workdir, config.train.keep) as checkpoints, _signals() as caught:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
+    with alone_in(workdir):
+        claim(config, workdir)
+        dataset = pipeline.prepare(config, workdir)
+        step = _train(config, mesh, dataset, workdir)
+        return finish(config, dataset, workdir, step)
+
+
+def claim(config: Config, workdir: Path) -> None:
+    """Write the folder's config.json, or check that the one there trains the same model.
+
+    A folder without checkpoints takes any config: what failed before the first one can be mended.
+
+    Raises:
+      UserError: the folder's checkpoints were made by another config, or it cannot be written.
+    """
+    path = workdir / "config.json"
+    if saved_steps(workdir):
+        _check_same(load_config(workdir), config, workdir)
+    elif path.exists():
+        try:
+            same_data = load_config(workdir).data == config.data
+        except UserError:
+            same_data = False
+        if not same_data:
+            (workdir / "vocabulary.model").unlink(missing_ok=True)
+    write_whole(path, config.to_json().encode())
+
+
+def _check_same(old: Config, new: Config, workdir: Path) -> None:
+    for section in ("data", "model", "optimizer", "train"):  # model.vocab_size follows data's
+        before, after = getattr(old, section), getattr(new, section)
+        for field in dataclasses.fields(before):
+            name = f"{section}.{field.name}"
+            was, now = getattr(before, field.name), getattr(after, field.name)
+            if was != now and name not in _FREE:
+                raise UserError(
+                    f"{workdir} was made with config.{name}={was!r}, this config has {now!r}; "
+                    "use another --workdir, or the value that it was made with"
+                )
+
+
+def _train(
+    config: Config, mesh: jax.sharding.Mesh, dataset: pipeline.Dataset, workdir: Path
+) -> int:
+    """Train from the newest checkpoint to the last step, which is returned."""
+    every, keep = config.train.checkpoint_every, config.train.keep
+    with Checkpoints(workdir, every=every, keep=keep) as checkpoints, _signals() as caught:
         state = checkpoints.restore(training_step.abstract_state(config, mesh))
         if state is None:
             state = training_step.initial_state(config, mesh)
@@ -76,7 +132,10 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
             log.info("resuming after step %d", state.step)
         start = int(state.step)
         batches = pipeline.training_batches(
-            dataset, config, start_step=start, rows_multiple=rows_multiple
+            dataset,
+            config,
+            start_step=start,
+            rows_multiple=batch_ways(mesh) * config.train.accumulate,
         )
         with MetricsWriter(workdir, start) as writer:
             state = train(
@@ -89,47 +148,11 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
                 save=checkpoints.save,
                 should_stop=lambda: bool(caught),
             )
-            checkpoints.wait()
-            step = int(state.step)
-            if caught:
-                raise Interrupted(caught[0], step)
-            summary = finish(config, dataset, workdir, step)
-            if summary.scores is not None:
-                writer.write(step, {"test/bleu": summary.scores["bleu"]})
-    return summary
-
-
-def claim(config: Config, workdir: Path) -> None:
-    """Write the folder's config.json, or check that the one there trains the same model.
-
-    Raises:
-      UserError: the folder belongs to another config, or cannot be written.
-    """
-    path = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _check_same(Config.from_json(path.read_text(encoding="utf-8")), config, workdir)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(config.to_json(), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be used: {error}") from None
-
-
-def _check_same(old: Config, new: Config, workdir: Path) -> None:
-    for section in dataclasses.fields(Config):
-        if section.name in _FREE_SECTIONS:
-            continue
-        before, after = getattr(old, section.name), getattr(new, section.name)
-        for field in dataclasses.fields(before):
-            name = f"{section.name}.{field.name}"
-            was, now = getattr(before, field.name), getattr(after, field.name)
-            if was != now and name not in _FREE:
-                raise UserError(
-                    f"{workdir} was made with config.{name}={was!r}, this config has {now!r}; "
-                    "use another --workdir, or the value that it was made with"
-                )
+        checkpoints.wait()
+    step = int(state.step)
+    if caught:
+        raise Interrupted(caught[0], step)
+    return step
 
 
 def _evaluator(
@@ -146,7 +169,7 @@ def _evaluator(
             return {}
         means = likelihood(state.params, *text)
         if translator is None:
-            model = training_step.nnx.merge(training_step.model_structure(config), state.params)
+            model = nnx.merge(training_step.model_structure(config), state.params)
             translator = Translator(
                 model, dataset.vocabulary, config.decode, config.data.max_length, mesh=mesh
             )
@@ -166,14 +189,17 @@ def _evaluator(
 
 def finish(config: Config, dataset: pipeline.Dataset, workdir: Path, step: int) -> Summary:
     """Average the last checkpoints, as the paper does, and score them on the test split."""
-    average(workdir, min(config.train.keep, len(saved_steps(workdir))))
+    average(workdir, min(config.train.keep, len(averaged_steps(workdir, config))))
     text = dataset.text("test")
     if text is None:
         return Summary(workdir, step, None, [])
     hypotheses = Translator.from_workdir(workdir, "average").translate(text[0])
     write_translations(workdir, "test", step, hypotheses)
     examples = list(zip(text[0], hypotheses, text[1], strict=True))[:: max(1, len(text[0]) // 5)]
-    return Summary(workdir, step, score(hypotheses, text[1]), examples[:5])
+    scores = score(hypotheses, text[1])
+    with MetricsWriter(workdir, step) as writer:
+        writer.write(step, {"test/bleu": scores["bleu"]})
+    return Summary(workdir, step, scores, examples[:5])
 
 
 @contextlib.contextmanager

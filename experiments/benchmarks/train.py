@@ -25,9 +25,7 @@ from experiments.benchmarks.report import describe_machine, summary, table
 from experiments.benchmarks.turns import Worker, take_turns
 from transformer_jax import errors
 
-_PATH = flags.DEFINE_string(
-    "path", None, "Parallel text, such as 'multi30k/{split}.{lang}'."
-)
+_PATH = flags.DEFINE_string("path", None, "Parallel text, such as 'multi30k/{split}.{lang}'.")
 _MODEL = flags.DEFINE_enum("model", "tiny", ["tiny", "base"], "The model's sizes.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds that count.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer(
@@ -66,8 +64,13 @@ def main(_: Sequence[str]) -> None:
         raise errors.UserError(
             f"--contestants: {unknown[0]!r} is not one of {', '.join(sorted(_KINDS))}"
         )
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        raise errors.UserError("PyTorch and transformers are missing: pip install -e '.[benchmark]'")
+    if (
+        importlib.util.find_spec("torch") is None
+        or importlib.util.find_spec("transformers") is None
+    ):
+        raise errors.UserError(
+            "PyTorch and transformers are missing: pip install -e '.[benchmark]'"
+        )
     folder = Path(_WORKDIR.value).absolute()
     config = prepare_data(_MODEL.value, _PATH.value, folder)
     machine = describe_machine()
@@ -119,7 +122,10 @@ def save(path: Path, model: str, result: dict) -> None:
     tables = [table(model, result) for model, result in results.items()]
     for file, content in (
         (path, json.dumps(results, indent=2)),
-        (path.with_suffix(".md"), "\n\n".join(["# Training speed, real tokens per second", *tables])),
+        (
+            path.with_suffix(".md"),
+            "\n\n".join(["# Training speed, real tokens per second", *tables]),
+        ),
     ):
         temporary = file.with_name(file.name + ".tmp")
         temporary.write_text(content + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ from transformer_jax.inference.lines import check_writable, read_lines, write_li
         ("a\n", ["a"]),
         ("a\n\nb", ["a", "", "b"]),
         ("a\n\n", ["a", ""]),
-        ("a\rb\u2028c\x85d\x0be\r\nf", ["a\rb\u2028c\x85d\x0be\r", "f"]),
+        ("a\rb\u2028c\x85d\x0be\nf", ["a\rb\u2028c\x85d\x0be", "f"]),
+        ("\ufeffa\r\n\r\nb", ["a", "", "b"]),
     ],
 )
 def test_only_a_line_feed_ends_a_line(tmp_path, content, lines):

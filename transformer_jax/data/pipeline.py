@@ -15,6 +15,7 @@ from transformer_jax.data.batching import BatchPlan, assemble
 from transformer_jax.data.tokenized import TokenizedCorpus, tokenize
 from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
 from transformer_jax.errors import UserError
+from transformer_jax.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def prepare(config: Config, workdir: Path) -> Dataset:
       UserError: the corpus or the vocabulary cannot be used.
     """
     data = config.data
-    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "data").mkdir(parents=True, exist_ok=True)
     train = corpora.load(data, "train")
     assert train is not None  # `load` raises for a run without training data
     validation, test = corpora.load(data, "validation"), corpora.load(data, "test")
@@ -70,7 +71,7 @@ def _vocabulary(config: Config, train: corpora.Corpus, path: Path) -> Vocabulary
         return Vocabulary.load(path, size=size)
     if config.data.vocab_path:
         given = Vocabulary.load(config.data.vocab_path, size=size)
-        _write_whole(path, Path(config.data.vocab_path).read_bytes())
+        write_whole(path, Path(config.data.vocab_path).read_bytes())
         return given
     log.info("learning a vocabulary of %d pieces", size)
     return train_vocabulary(
@@ -148,15 +149,7 @@ def _write_text(workdir: Path, split: str, corpus: corpora.Corpus) -> None:
         path = _text_path(workdir, split, side)
         lines = "".join(pair[number].replace("\n", " ") + "\n" for pair in corpus).encode()
         if not path.exists() or path.read_bytes() != lines:
-            _write_whole(path, lines)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """All of a file or nothing, even if the process dies on the way."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+            write_whole(path, lines)
 
 
 def _text_path(workdir: Path, split: str, side: str) -> Path:

@@ -80,8 +80,11 @@ def tokenize(
         "vocabulary": vocabulary.fingerprint,
         "max_length": max_length,
     }
-    if _made_from(folder) == made_from:
+    before = _made_from(folder)
+    if before == made_from:
         return TokenizedCorpus.load(folder)
+    if before is not None:
+        log.warning("%s was made from other data or settings; it is made anew", folder)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -65,13 +65,13 @@ def score(
 
 
 def check_tokenizer(name: str) -> None:
-    """Raises: UserError, unless sacrebleu has this tokenizer."""
-    if name not in BLEU.TOKENIZERS:
-        raise UserError(f"--tokenize={name} is unknown; allowed: {', '.join(BLEU.TOKENIZERS)}")
+    """Raises: UserError, unless sacrebleu has this tokenizer, and what it needs is there."""
+    _bleu(name, lowercase=False)
 
 
 def _bleu(tokenize: str, lowercase: bool) -> BLEU:
-    check_tokenizer(tokenize)
+    if tokenize not in BLEU.TOKENIZERS:
+        raise UserError(f"--tokenize={tokenize} is unknown; allowed: {', '.join(BLEU.TOKENIZERS)}")
     try:
         return BLEU(tokenize=tokenize, lowercase=lowercase)
     except (ImportError, RuntimeError, OSError) as error:  # it needs a package or a download

@@ -74,7 +74,7 @@ class Translator:
         Raises:
           UserError: no such run folder or checkpoint.
         """
-        from transformer_jax import checkpoints  # here, because training imports this module
+        from transformer_jax import checkpoints  # here: a search alone needs no Orbax
 
         config, model, step = checkpoints.load_model(workdir, checkpoint)
         path = Path(workdir) / "vocabulary.model"

@@ -23,8 +23,7 @@ from transformer_jax.training.step import TrainState, make_train_step
 # few enough that the batches in flight do not fill the memory.
 _STEPS_AHEAD = 2
 
-Evaluate = Callable[[TrainState], dict[str, float]]  # -> scalars by name, "eval/bleu" among them
-Save = Callable[[TrainState, float | None], None]  # the state, and its BLEU if it was evaluated
+Evaluate = Callable[[TrainState], dict[str, float]]  # -> scalars by name
 
 
 def train(
@@ -35,7 +34,7 @@ def train(
     writer: MetricsWriter,
     *,
     evaluate: Evaluate,
-    save: Save,
+    save: Callable[[TrainState], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Train from `state` to config.train.num_steps, or until `should_stop`; the last state is saved.
@@ -58,14 +57,14 @@ def train(
             progress.advance()
             if step % timing.log_every == 0 or step == timing.num_steps:
                 log.report(step)
+            evaluating = step % timing.eval_every == 0 or step == timing.num_steps
             stopping = should_stop()
-            if step % timing.eval_every == 0 or step == timing.num_steps:
+            if evaluating or stopping or step % timing.checkpoint_every == 0:
+                save(state)  # before the evaluation: whatever happens there, the steps are safe
+            if evaluating and not stopping:
                 with log.paused():
-                    scalars = evaluate(state)
-                    writer.write(step, scalars)
-                    save(state, scalars.get("eval/bleu"))
-            elif step % timing.checkpoint_every == 0 or stopping:
-                save(state, None)
+                    writer.write(step, evaluate(state))
+                stopping = should_stop()
             if stopping:
                 break
     return state

@@ -3,12 +3,17 @@
 
 import json
 import logging
+import math
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import tensorboardX
 from tqdm import tqdm
+
+from transformer_jax.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +23,10 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, start_step: int):
         """`start_step`: the run goes on after this one."""
-        self._path = workdir / "metrics.jsonl"
-        _drop_after(self._path, start_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        path = metrics_path(workdir)
+        _drop_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._lock = threading.Lock()  # the loop's log has a thread of its own
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start_step + 1
         )
@@ -38,27 +44,47 @@ class MetricsWriter:
         self._tensorboard.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and one TensorBoard event a scalar."""
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        """One line of metrics.jsonl (null for what is not finite), and one TensorBoard event a scalar."""
+        if not scalars:
+            return
+        finite = {name: x if math.isfinite(x) else None for name, x in scalars.items()}
+        with self._lock:
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+
+def metrics_path(workdir: Path) -> Path:
+    """Where a run's metrics are."""
+    return workdir / "metrics.jsonl"
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; what a process that was killed left half-written is not one."""
+    try:
+        text = metrics_path(workdir).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    entries = []
+    for line in text.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n") and isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+    return entries
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keep the whole lines of a metrics file that belong to steps up to `step`."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step and line.endswith("\n"):
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue  # the last line of a process that was killed while it wrote
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    """Keep what belongs to steps up to `step`, but for the test's score: the end writes it anew."""
+    kept = [
+        entry
+        for entry in read_metrics(path.parent)
+        if entry["step"] <= step and "test/bleu" not in entry
+    ]
+    write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
 
 class Progress:
