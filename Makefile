@@ -27,7 +27,7 @@ lint: .venv/.made
 	$(BIN)/mypy
 
 # Needs the extra `benchmark`, and MULTI30K=folder of the corpus.
-MULTI30K ?= ../shared/data/multi30k
+MULTI30K ?= multi30k
 bench: .venv/.made
 	$(BIN)/python -m experiments.benchmarks.train --path='$(MULTI30K)/{split}.{lang}'
 
