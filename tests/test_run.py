@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 import pytest
 import sacrebleu
+from tensorboardX.proto import event_pb2
 
 from tests.conftest import random_batch
 from transformer_jax.checkpoints import (
@@ -106,6 +107,25 @@ def test_metrics_are_one_json_object_a_line(finished):
     assert by_name["train/loss"] == by_name["train/tokens_per_second"] == [2, 4, 6]
     assert by_name["eval/bleu"] == by_name["eval/perplexity"] == [3, 6]
     assert by_name["test/bleu"] == [6]
+
+
+def test_tensorboard_has_the_scalars_of_metrics_jsonl(finished):
+    workdir = finished[1].workdir
+    expected = {
+        (entry["step"], name): value
+        for entry in map(json.loads, (workdir / "metrics.jsonl").open())
+        for name, value in entry.items()
+        if name != "step"
+    }
+    found = {}
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:  # records: length, its checksum (12 bytes), the event, its checksum (4)
+            size = int.from_bytes(content[:8], "little")
+            event = event_pb2.Event.FromString(content[12 : 12 + size])
+            found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+            content = content[12 + size + 4 :]
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_summary_is_what_sacrebleu_says_of_the_written_translations(finished):
@@ -309,13 +329,14 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, sent):
     config.train.eval_every = 100
     undisturbed = subprocess.run(
         command(config, tmp_path / "whole"),
-        env=environment(),
+        env=environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
     assert "test BLEU" in undisturbed.stdout
+    assert list((tmp_path / "cache" / "transformer_jax").iterdir()), "nothing compiled was kept"
 
     victim = subprocess.Popen(
         command(config, tmp_path / "killed"),
@@ -399,6 +420,21 @@ def test_wrong_values_end_in_one_line_and_exit_code_2(tmp_path, flag, how, messa
     *notes, last = result.stderr.strip().splitlines()
     assert last.startswith("error: ") and message in last
     assert all(note.startswith("learning a vocabulary of ") for note in notes)
+
+
+def test_without_a_workdir_the_run_lies_in_runs_under_the_configs_name(tmp_path):
+    config = tiny(write_corpus(tmp_path / "corpus"))
+    config.data.vocab_size = 30_000  # ends the run as soon as the folder is made
+    *arguments, workdir = command(config, tmp_path / "unused")
+    assert workdir.startswith("--workdir=")
+    subprocess.run(
+        arguments,
+        env=environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert (tmp_path / "runs" / "config_of_test" / "config.json").exists()
 
 
 def test_help_of_main_explains_the_flags():
