@@ -202,6 +202,16 @@ def test_evaluate_scores_files_without_keeping_translations(workdir, tmp_path):
     assert not list(workdir.glob("translations/*.7.txt"))
 
 
+def test_evaluate_searches_as_it_is_told(workdir):
+    flags = ("--checkpoint=7", "--beam_size=1", "--alpha=2")
+    assert run("evaluate", f"--workdir={workdir}", *flags).returncode == 0
+    written = (workdir / "translations" / "test.7.txt").read_text().split("\n")[:-1]
+    (workdir / "translations" / "test.7.txt").unlink()
+    translator = Translator.from_workdir(workdir, "7")
+    assert written == translator.translate(SOURCES, beam_size=1, alpha=2.0)
+    assert written != translator.translate(SOURCES)
+
+
 def test_evaluate_refuses_unequal_files(workdir, tmp_path):
     (tmp_path / "a").write_text("one\ntwo\n")
     (tmp_path / "b").write_text("eins\n")

@@ -16,17 +16,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from transformer_jax import search_flags
 from transformer_jax.errors import run_command
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run folder that training wrote.", required=True
-)
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    "latest",
-    "Which weights: latest, best (by BLEU on the validation split), average (written by "
-    "python -m transformer_jax.average), or a step, such as 2000.",
-)
+flags.adopt_module_key_flags(search_flags)  # --help shows them
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "validation"], "Which split of the run's own data to score."
 )
@@ -48,11 +41,13 @@ def main(_: Sequence[str]) -> None:
     from transformer_jax.evaluation import evaluate, load_text
 
     runtime.set_up()
-    checkpoints.load_config(_WORKDIR.value)  # the first thing that can be wrong
+    checkpoints.load_config(search_flags.WORKDIR.value)  # the first thing that can be wrong
     result = evaluate(
-        _WORKDIR.value,
-        load_text(_WORKDIR.value, _SPLIT.value, _SOURCE.value, _REFERENCE.value),
-        checkpoint=_CHECKPOINT.value,
+        search_flags.WORKDIR.value,
+        load_text(search_flags.WORKDIR.value, _SPLIT.value, _SOURCE.value, _REFERENCE.value),
+        checkpoint=search_flags.CHECKPOINT.value,
+        beam_size=search_flags.BEAM_SIZE.value,
+        alpha=search_flags.ALPHA.value,
         tokenize=_TOKENIZE.value,
         lowercase=_LOWERCASE.value,
         progress=True,

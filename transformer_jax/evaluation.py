@@ -44,6 +44,8 @@ def evaluate(
     text: Text,
     *,
     checkpoint: str = "latest",
+    beam_size: int | None = None,
+    alpha: float | None = None,
     tokenize: str = "13a",
     lowercase: bool = False,
     progress: bool = False,
@@ -56,7 +58,9 @@ def evaluate(
     start = time.perf_counter()
     check_tokenizer(tokenize)
     translator = Translator.from_workdir(workdir, checkpoint)
-    translations = translator.translate(text.sources, progress=progress)
+    translations = translator.translate(
+        text.sources, beam_size=beam_size, alpha=alpha, progress=progress
+    )
     scores = score(translations, text.references, tokenize=tokenize, lowercase=lowercase)
     if text.split:
         write_translations(Path(workdir), text.split, translator.step, translations)

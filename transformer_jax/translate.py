@@ -13,30 +13,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from transformer_jax import search_flags
 from transformer_jax.errors import run_command
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run folder that training wrote.", required=True
-)
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    "latest",
-    "Which weights: latest, best (by BLEU on the validation split), average (written by "
-    "python -m transformer_jax.average), or a step, such as 2000.",
-)
-_BEAM_SIZE = flags.DEFINE_integer(
-    "beam_size",
-    None,
-    "Hypotheses that are kept at a time: 1 is greedy search and fast; the paper uses 4. "
-    "By default the run's config.decode.beam_size.",
-    lower_bound=1,
-)
-_ALPHA = flags.DEFINE_float(
-    "alpha",
-    None,
-    "Exponent of the length penalty: larger values prefer longer translations; the paper uses "
-    "0.6. By default the run's config.decode.alpha.",
-)
+flags.adopt_module_key_flags(search_flags)  # --help shows them
 _INPUT = flags.DEFINE_string("input", None, "The file to translate; by default stdin.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write; by default stdout.")
 
@@ -50,16 +30,18 @@ def main(_: Sequence[str]) -> None:
 
     runtime.set_up()
     # What can be wrong is looked at first: reading weights takes longer.
-    checkpoints.load_config(_WORKDIR.value)
+    checkpoints.load_config(search_flags.WORKDIR.value)
     if _OUTPUT.value:
         check_writable(_OUTPUT.value)
     if not _INPUT.value and sys.stdin.isatty():
         print("reading from the keyboard; Ctrl-D ends the text", file=sys.stderr)
     lines = read_lines(_INPUT.value)
-    translations = Translator.from_workdir(_WORKDIR.value, _CHECKPOINT.value).translate(
+    translations = Translator.from_workdir(
+        search_flags.WORKDIR.value, search_flags.CHECKPOINT.value
+    ).translate(
         lines,
-        beam_size=_BEAM_SIZE.value,
-        alpha=_ALPHA.value,
+        beam_size=search_flags.BEAM_SIZE.value,
+        alpha=search_flags.ALPHA.value,
         progress=True,
     )
     if _OUTPUT.value:

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of the commands that translate: which weights, and how to search."""
+
+from absl import flags
+
+WORKDIR = flags.DEFINE_string("workdir", None, "The run folder that training wrote.", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "latest",
+    "Which weights: latest, best (by BLEU on the validation split), average (written by "
+    "python -m transformer_jax.average), or a step, such as 2000.",
+)
+BEAM_SIZE = flags.DEFINE_integer(
+    "beam_size",
+    None,
+    "Hypotheses that are kept at a time: 1 is greedy search and fast; the paper uses 4. "
+    "By default the run's config.decode.beam_size.",
+    lower_bound=1,
+)
+ALPHA = flags.DEFINE_float(
+    "alpha",
+    None,
+    "Exponent of the length penalty: larger values prefer longer translations; the paper uses "
+    "0.6. By default the run's config.decode.alpha.",
+)
