@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench aot clean
 
 # The environment, made anew when what it should contain changes.
 .venv/.made: pyproject.toml constraints.txt
@@ -31,5 +31,15 @@ MULTI30K ?= multi30k
 bench: .venv/.made
 	$(BIN)/python -m experiments.benchmarks.train --path='$(MULTI30K)/{split}.{lang}'
 
+# Compiles everything for an H200 and for TPUs, which need not be here; its environment is 5 GB.
+.venv-aot/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[aot]'
+	touch $@
+
+aot: .venv-aot/.made
+	.venv-aot/bin/python -m experiments.ahead_of_time
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-aot runs

@@ -7,18 +7,21 @@ leaves open, the comment says so.
 
 import dataclasses
 
+import attention_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+import transformer_jax.model.noise
 from configs import base, big
 from tests.conftest import random_batch
 from transformer_jax.config import Config, ModelConfig, resolve
 from transformer_jax.inference.beam_search import length_penalty
+from transformer_jax.model.attention import MultiHeadAttention
 from transformer_jax.model.embeddings import Embedding, sinusoids
-from transformer_jax.model.layers import FeedForward, MultiHeadAttention, Residual
+from transformer_jax.model.layers import FeedForward, Residual
 from transformer_jax.model.noise import Noise, dropout
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.optimizer import learning_rate, make_optimizer
@@ -129,20 +132,26 @@ def test_dropout_rates_section_5_4(config):
 
 def test_dropout_places_section_5_4(monkeypatch):
     """On each sublayer's output (2 N + 3 N) and on both sums of embeddings and positions."""
-    from transformer_jax.model import noise as noise_module
+    sums, sublayers = [], []
 
-    shapes = []
-    original = noise_module.drop_entries
-    monkeypatch.setattr(
-        noise_module,
-        "drop_entries",
-        lambda x, **options: shapes.append(x.shape) or original(x, **options),
-    )
+    def recorded(module, name, shapes):
+        original = getattr(module, name)
+
+        def function(x, *arguments, rate, **options):
+            assert rate == SMALL.dropout
+            shapes.append(x.shape)
+            return original(x, *arguments, rate=rate, **options)
+
+        monkeypatch.setattr(module, name, function)
+
+    recorded(transformer_jax.model.noise, "drop_entries", sums)
+    recorded(attention_kernels, "dropout_add_layer_norm", sublayers)
     model = Transformer(SMALL, rngs=nnx.Rngs(0))
     batch = random_batch(0)
     model(batch, noise=Noise.of_step(0, 1, jnp.asarray(batch.rows)))
-    assert len(shapes) == 2 + 5 * SMALL.num_layers
-    assert set(shapes) == {(4, 17, 24), (4, 13, 24)}
+    assert len(sums) == 2
+    assert len(sublayers) == 5 * SMALL.num_layers
+    assert set(sums) == set(sublayers) == {(4, 17, 24), (4, 13, 24)}
 
 
 @pytest.mark.parametrize("position", ["post", "pre"])

@@ -4,16 +4,20 @@
 Needs jax and jaxtyping alone, and knows nothing of transformer_jax.
 """
 
-from attention_kernels.attention import attention
+from attention_kernels.attention import attention, choose_attention
 from attention_kernels.cross_entropy import CrossEntropySums, linear_cross_entropy
 from attention_kernels.dropout import dropout, dropout_bits, fold
+from attention_kernels.layer_norm import choose_layer_norm, dropout_add_layer_norm
 from attention_kernels.reference import attention_weights
 
 __all__ = [
     "CrossEntropySums",
     "attention",
     "attention_weights",
+    "choose_attention",
+    "choose_layer_norm",
     "dropout",
+    "dropout_add_layer_norm",
     "dropout_bits",
     "fold",
     "linear_cross_entropy",

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
-from attention_kernels import reference
+from attention_kernels import pallas_attention, reference
+from attention_kernels.backends import platform
 from attention_kernels.dropout import dropout_bits, keep_mask
 
 
@@ -20,6 +21,7 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_seed: Integer[Array, ""] | None = None,
     row_ids: Int[Array, " B"] | None = None,
+    first_head: Int[Array, ""] | int = 0,
     scale: float | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "B T H V"]:
@@ -33,14 +35,17 @@ def attention(
       dropout_rate: the share of attention weights that is dropped; needs `dropout_seed`.
       dropout_seed: an integer scalar, may be traced.
       row_ids: each row's number in the global batch (default: 0, 1, ...); see `dropout.py`.
+      first_head: the number of the first head given, where a mesh splits the heads.
       scale: of the scores; default 1 / sqrt(K).
       implementation: "reference" (float32, the oracle), "xla" (products in the inputs' dtype,
-        softmax in float32), or None: the best one here.
+        softmax in float32), "pallas" (a kernel that never holds all weights; TPU, GPU through
+        Triton, interpreted on a CPU), or None: the best one here.
 
     Raises:
       ValueError: the implementation is unknown, or dropout is asked for without a seed.
+      NotImplementedError: the implementation that is asked for cannot serve these inputs.
     """
-    implementation = implementation or "xla"
+    implementation = implementation or choose_attention(query, key, value)
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(
             f"implementation={implementation!r}; known are {', '.join(_IMPLEMENTATIONS)} and None"
@@ -59,8 +64,18 @@ def attention(
         dropout_rate=dropout_rate,
         dropout_seed=dropout_seed,
         row_ids=row_ids,
+        first_head=first_head,
         scale=scale,
     )
+
+
+def choose_attention(
+    query: Float[Array, "B T H K"], key: Float[Array, "B S H K"], value: Float[Array, "B S H V"]
+) -> str:
+    """The best implementation here: the kernel, but on a CPU and for decoding's single queries XLA."""
+    if platform() == "cpu" or query.shape[1] == 1:
+        return "xla"
+    return "xla" if pallas_attention.unsupported(query, key, value) else "pallas"
 
 
 def _xla(
@@ -74,6 +89,7 @@ def _xla(
     dropout_rate,
     dropout_seed,
     row_ids,
+    first_head,
     scale,
 ):
     """Two matrix products and a softmax, left to XLA."""
@@ -91,7 +107,9 @@ def _xla(
     lowest = jnp.finfo(jnp.float32).min
     weights = jax.nn.softmax(jnp.where(mask, scores, lowest), axis=-1)
     if dropout_rate > 0.0:
-        keep = keep_mask(dropout_bits(dropout_seed, row_ids, *weights.shape[1:]), dropout_rate)
+        _, heads, queries, keys = weights.shape
+        bits = dropout_bits(dropout_seed, row_ids, heads, queries, keys, first_head)
+        keep = keep_mask(bits, dropout_rate)
         weights = jnp.where(keep, weights / (1.0 - dropout_rate), 0.0)
     weights = jnp.where(mask, weights, 0.0).astype(value.dtype)
     if single:
@@ -99,4 +117,8 @@ def _xla(
     return jnp.einsum("bhts,bshv->bthv", weights, value)
 
 
-_IMPLEMENTATIONS = {"reference": reference.attention, "xla": _xla}
+_IMPLEMENTATIONS = {
+    "reference": reference.attention,
+    "xla": _xla,
+    "pallas": pallas_attention.attention,
+}

@@ -28,11 +28,16 @@ def fold(word: UInt32[Array, "..."], counter: Integer[Array, "..."]) -> UInt32[A
 
 
 def dropout_bits(
-    seed: Integer[Array, ""], row_ids: Int[Array, " B"], heads: int, queries: int, keys: int
+    seed: Integer[Array, ""],
+    row_ids: Int[Array, " B"],
+    heads: int,
+    queries: int,
+    keys: int,
+    first_head: Int[Array, ""] | int = 0,
 ) -> UInt32[Array, "B {heads} {queries} {keys}"]:
     """Uniform 32-bit words for every entry of the attention weights."""
     word = fold(seed.astype(jnp.uint32), row_ids)[:, None]
-    word = fold(word, jnp.arange(heads))[:, :, None]  # [B, H, 1]
+    word = fold(word, first_head + jnp.arange(heads))[:, :, None]  # [B, H, 1]
     word = fold(word, jnp.arange(queries))[..., None]  # [B, H, T, 1]
     return fold(word, jnp.arange(keys))
 

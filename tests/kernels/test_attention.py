@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-IMPLEMENTATIONS = ["reference", "xla"]
+IMPLEMENTATIONS = ["reference", "xla", "pallas"]
 
 
 def oracle(query, key, value, query_segments, key_segments, causal, keep=None, rate=0.0):
@@ -78,30 +78,101 @@ def test_equals_the_oracle(implementation, seed, causal, dropped):
     np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
+def value_and_gradients(implementation, arrays, **options):
+    query, key, value, query_segments, key_segments = arrays
+
+    def total(query, key, value):
+        out = attention_kernels.attention(
+            query,
+            key,
+            value,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            dropout_seed=jnp.uint32(1),
+            row_ids=jnp.arange(7, 7 + query.shape[0]),
+            implementation=implementation,
+            **options,
+        )
+        return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(
+        query, key, value
+    )
+    return out, *gradients
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_gradients_of_all_implementations_agree(causal):
-    query, key, value, query_segments, key_segments = example(5)
+def test_gradients_agree_with_the_oracles(implementation, causal):
+    options = {"causal": causal, "dropout_rate": 0.2, "first_head": 2}
+    ours = value_and_gradients(implementation, example(5), **options)
+    theirs = value_and_gradients("reference", example(5), **options)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+        assert np.abs(other).max() > 0
+    # The control: other heads' entries are dropped.
+    other_heads = value_and_gradients(implementation, example(5), **options | {"first_head": 3})
+    assert np.abs(other_heads[0] - theirs[0]).max() > 1e-2
 
-    def gradients(implementation):
-        def total(query, key, value):
-            out = attention_kernels.attention(
-                query,
-                key,
-                value,
-                query_segments=query_segments,
-                key_segments=key_segments,
-                causal=causal,
-                dropout_rate=0.2,
-                dropout_seed=jnp.uint32(1),
-                implementation=implementation,
-            )
-            return jnp.sum(jnp.sin(out))
 
-        return jax.grad(total, argnums=(0, 1, 2))(query, key, value)
+# Shapes that take every way through the kernel: ragged; a tile exactly full; more queries than a tile;
+# several tiles of keys (a second backward kernel), more queries than keys and fewer.
+SHAPES = [(1, 1), (16, 33), (130, 50), (64, 64), (65, 40), (150, 150), (70, 200)]
 
-    for ours, theirs in zip(gradients("xla"), gradients("reference"), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
-        assert np.abs(theirs).max() > 0
+
+@given(
+    lengths=st.sampled_from(SHAPES),
+    sizes=st.sampled_from([(1, 16, 16), (2, 8, 40)]),
+    causal=st.booleans(),
+    rate=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=20)
+def test_the_kernel_equals_the_oracle_in_every_shape(lengths, sizes, causal, rate, seed):
+    (queries, keys), (heads, k, v) = lengths, sizes
+    arrays = example(seed, 2, queries, keys, heads, k, v)
+    ours = value_and_gradients("pallas", arrays, causal=causal, dropout_rate=rate)
+    theirs = value_and_gradients("reference", arrays, causal=causal, dropout_rate=rate)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6 * max(1, np.abs(other).max()))
+
+
+def test_float32_gradients_agree_with_a_float64_oracle():
+    """To 1e-5 of the largest; bfloat16 to 1e-2."""
+    arrays = example(3, 2, 64, 48, 2, 32, 32)
+    options = {"causal": True, "dropout_rate": 0.0}
+
+    def exact(query, key, value):
+        scores = jnp.einsum("bthk,bshk->bhts", query, key) / np.sqrt(32.0)
+        same = (arrays[3][:, :, None] == arrays[4][:, None]) & (arrays[3][:, :, None] > 0)
+        mask = (same & (np.arange(64)[:, None] >= np.arange(48)))[:, None]
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True)) * mask
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = weights / jnp.where(total == 0, 1.0, total)
+        return jnp.sum(jnp.sin(jnp.einsum("bhts,bshv->bthv", weights, value)))
+
+    with jax.enable_x64(True):
+        doubles = [jnp.asarray(np.asarray(array), jnp.float64) for array in arrays[:3]]
+        expected = jax.grad(exact, argnums=(0, 1, 2))(*doubles)
+        assert expected[0].dtype == jnp.float64
+        expected = [np.asarray(gradient) for gradient in expected]
+
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)):
+        inputs = [array.astype(dtype) for array in arrays[:3]]
+        for implementation in ("pallas", "xla"):
+            found = value_and_gradients(implementation, (*inputs, *arrays[3:]), **options)[1:]
+            for ours, theirs in zip(found, expected, strict=True):
+                error = np.linalg.norm(np.asarray(ours, np.float64) - theirs)
+                assert error < tolerance * np.linalg.norm(theirs), (dtype, implementation)
+
+
+def test_the_kernel_says_what_it_cannot_do():
+    query, key, value, *_ = example(0)
+    with pytest.raises(NotImplementedError, match="dtype float32, float32, bfloat16"):
+        attention_kernels.attention(query, key, value.astype(jnp.bfloat16), implementation="pallas")
+    query, key, value, *_ = example(0, k=300)
+    with pytest.raises(NotImplementedError, match="heads of 300 and 6 features"):
+        attention_kernels.attention(query, key, value, implementation="pallas")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.data.batch import Batch, Tokens
+from transformer_jax.model.attention import MultiHeadAttention
 from transformer_jax.model.embeddings import Embedding
-from transformer_jax.model.layers import FeedForward, MultiHeadAttention, Residual, layer_norm
+from transformer_jax.model.layers import FeedForward, Residual, layer_norm
 from transformer_jax.model.noise import Noise, at, dropout
 
 KeysValues = tuple[Array, Array]

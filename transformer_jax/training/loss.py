@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from transformer_jax.config import TrainConfig
 from transformer_jax.data.batch import Batch
 from transformer_jax.model.noise import Noise
+from transformer_jax.model.on_mesh import BATCH_AXES
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.training.sharding import BATCH_AXES
 
 Scalar = Float[Array, ""]
 

@@ -14,8 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import MeshConfig
 from transformer_jax.errors import UserError
-
-BATCH_AXES = ("data", "fsdp")
+from transformer_jax.model.on_mesh import BATCH_AXES
 
 # From the end of a parameter's name to the mesh axes of its dimensions; the first match holds.
 RULES = (

@@ -81,10 +81,11 @@ def make_train_step(
         return sums, grads
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, LossSums]:
-        sums, grads = _accumulate(
-            lambda piece: gradients(state.params, piece, state.step),
-            _pieces(batch, config.train.accumulate),
-        )
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # model/on_mesh.py reads it
+            sums, grads = _accumulate(
+                lambda piece: gradients(state.params, piece, state.step),
+                _pieces(batch, config.train.accumulate),
+            )
         # One division for the whole mesh: a mean of the devices' means is a different gradient.
         grads = jax.tree.map(lambda grad: grad / jnp.maximum(sums.tokens, 1.0), grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
@@ -107,7 +108,8 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], Loss
     def eval_step(params: Params, batch: Batch) -> LossSums:
         model = nnx.merge(structure, params)
         chunk = config.train.logits_chunk
-        return loss_sums(model, batch, mesh, label_smoothing=0.0, logits_chunk=chunk)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return loss_sums(model, batch, mesh, label_smoothing=0.0, logits_chunk=chunk)
 
     return jax.jit(eval_step)
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-head attention: section 3.2."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.model import on_mesh
+from transformer_jax.model.layers import dense
+from transformer_jax.model.noise import Noise
+
+
+class MultiHeadAttention(nnx.Module):
+    """Section 3.2.2: MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W^O.
+
+    head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V), with K = d_k and V = d_v free of D.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        """The four projections; each head's columns stand together."""
+        self.config = config
+        heads, d_model = config.num_heads, config.d_model
+        self.query = dense(d_model, heads * config.d_k, dtype, rngs=rngs)
+        self.key = dense(d_model, heads * config.d_k, dtype, rngs=rngs)
+        self.value = dense(d_model, heads * config.d_v, dtype, rngs=rngs)
+        self.out = dense(heads * config.d_v, d_model, dtype, rngs=rngs)
+
+    def project_keys(
+        self, memory: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H V"]]:
+        """The keys and values of all heads."""
+        return self._split(self.key(memory)), self._split(self.value(memory))
+
+    def attend(
+        self,
+        x: Float[Array, "B T D"],
+        keys: Float[Array, "B S H K"],
+        values: Float[Array, "B S H V"],
+        query_segments: Int[Array, "B T"],
+        key_segments: Int[Array, "B S"],
+        *,
+        causal: bool = False,
+        noise: Noise | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Queries from x, over keys and values that are already projected."""
+        heads = on_mesh.attention(
+            self._split(self.query(x)),
+            keys,
+            values,
+            query_segments,
+            key_segments,
+            causal=causal,
+            rate=self.config.attention_dropout,
+            noise=noise,
+        )
+        return self.out(heads.reshape(*heads.shape[:2], -1))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S D"],
+        query_segments: Int[Array, "B T"],
+        key_segments: Int[Array, "B S"],
+        *,
+        causal: bool = False,
+        noise: Noise | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Attention from x over memory; self-attention when they are the same."""
+        keys, values = self.project_keys(memory)
+        return self.attend(
+            x, keys, values, query_segments, key_segments, causal=causal, noise=noise
+        )
+
+    def _split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
+        return x.reshape(*x.shape[:2], self.config.num_heads, -1)
