@@ -59,13 +59,18 @@ def pallas_call(
         in_specs=list(in_specs),
         out_specs=list(specs),
         out_shape=out_shape,
-        interpret=platform() == "cpu",
+        interpret=interpretation(),
         compiler_params=_compiler_params(len(grid), warps),
         cost_estimate=pl.CostEstimate(
             flops=flops, transcendentals=transcendentals, bytes_accessed=moved
         ),
         name=_name(kernel),
     )(*arrays)
+
+
+def interpretation() -> Any:
+    """How `pl.pallas_call` interprets a kernel, or False where it is compiled."""
+    return platform() == "cpu"
 
 
 def _compiler_params(axes: int, warps: int) -> Any:
