@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command sets up before it computes: the compilation cache, and the allocator on a CPU."""
+"""What a command sets up before it computes: the compilation cache; on a CPU, devices and allocator."""
 
 import ctypes
 import importlib.metadata
@@ -14,6 +14,7 @@ import jax
 
 # glibc's names for what mallopt changes (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_MOST_CPU_DEVICES = 4  # each has the weights and the optimizer's state in memory
 
 
 def set_up() -> None:
@@ -27,10 +28,30 @@ def set_up() -> None:
     package.setLevel(logging.INFO)
     package.propagate = False
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every move at INFO
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", cpu_devices(_cores()))
     if not jax.config.values["jax_compilation_cache_dir"]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "transformer_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def cpu_devices(cores: int) -> int:
+    """How many devices a CPU is taken for: the largest power of two that the cores suffice for.
+
+    A core that computes its own rows of the batch, in arrays that fit its cache, is faster than all
+    cores at the same array: 0.43 s instead of 0.51 for a small model's step on two. A power of two,
+    so that batches are the same on every machine (data/batching.py, rows_of_batch).
+    """
+    return min(_MOST_CPU_DEVICES, 1 << (cores.bit_length() - 1))
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
 
 
 def _has_accelerator_plugin() -> bool:

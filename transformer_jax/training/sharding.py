@@ -38,7 +38,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     if devices % known or (-1 not in sizes.values() and known != devices):
         raise UserError(
             f"config.mesh.data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not "
-            f"fit the {devices} device(s) here; the sizes must multiply to that number (-1: the rest)"
+            f"fit the {devices} device(s) here; the sizes must multiply to that number (-1: the rest); "
+            "JAX_NUM_CPU_DEVICES says how many a CPU counts for"
         )
     shape = tuple(devices // known if size == -1 else size for size in sizes.values())
     return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
