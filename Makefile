@@ -41,9 +41,10 @@ GPU_VENV := $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/.made)
 		--constraint constraints.txt --editable '.[cuda,test,benchmark]'
 	touch $@
 
-# XLA_FLAGS: none, instead of what tests/conftest.py sets for a CPU.
+# XLA_FLAGS: none, instead of what tests/conftest.py sets for a CPU. A kernel that hangs ends the run.
 test-gpu: $(GPU_VENV)
-	JAX_PLATFORMS=cuda XLA_FLAGS= PYTHONPATH=.:kernels $(GPU_PYTHON) -m pytest -m gpu tests/kernels
+	JAX_PLATFORMS=cuda XLA_FLAGS= PYTHONPATH=.:kernels $(GPU_PYTHON) -m pytest -m gpu -rs tests/kernels \
+		-o faulthandler_timeout=180 -o faulthandler_exit_on_timeout=true
 
 SECONDS ?= 500
 bench-gpu: $(GPU_VENV)

@@ -48,7 +48,7 @@ _GRACE = 25.0  # seconds after all time is up in which a process may end its row
 # JAX and PyTorch share the card, in one process.
 _ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.55",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5",
 }
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "tokamax")
 _CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
