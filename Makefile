@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench aot clean
+.PHONY: demo test test-slow test-gpu lint bench bench-gpu aot clean
 
 # The environment, made anew when what it should contain changes.
 .venv/.made: pyproject.toml constraints.txt
@@ -16,10 +16,10 @@ demo: .venv/.made
 	$(BIN)/python -m transformer_jax.main --config=configs/demo.py --workdir=runs/demo
 
 test: .venv/.made
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
 
 test-slow: .venv/.made
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not gpu'
 
 lint: .venv/.made
 	$(BIN)/ruff check .
@@ -30,6 +30,25 @@ lint: .venv/.made
 MULTI30K ?= multi30k
 bench: .venv/.made
 	$(BIN)/python -m experiments.benchmarks.train --path='$(MULTI30K)/{split}.{lang}'
+
+# Where a GPU is. The environment has CUDA and PyTorch, 10 GB; a Python that has both, and what else
+# pyproject.toml names, serves as well: make bench-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= .venv-gpu/bin/python
+GPU_VENV := $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/.made)
+.venv-gpu/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[cuda,test,benchmark]'
+	touch $@
+
+# XLA_FLAGS: none, instead of what tests/conftest.py sets for a CPU. A kernel that hangs ends the run.
+test-gpu: $(GPU_VENV)
+	JAX_PLATFORMS=cuda XLA_FLAGS= PYTHONPATH=.:kernels $(GPU_PYTHON) -m pytest -m gpu -rs tests/kernels \
+		-o faulthandler_timeout=180 -o faulthandler_exit_on_timeout=true
+
+SECONDS ?= 500
+bench-gpu: $(GPU_VENV)
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m experiments.benchmarks.gpu --seconds=$(SECONDS)
 
 # Compiles everything for an H200 and for TPUs, which need not be here; its environment is 5 GB.
 .venv-aot/.made: pyproject.toml constraints.txt
@@ -42,4 +61,4 @@ aot: .venv-aot/.made
 	.venv-aot/bin/python -m experiments.ahead_of_time
 
 clean:
-	rm -rf .venv .venv-aot runs
+	rm -rf .venv .venv-aot .venv-gpu runs

@@ -4,12 +4,11 @@
 import datetime
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 _QUIET = 0.1  # cores that other programs may use
 
@@ -21,18 +20,25 @@ def describe_machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_at_start": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def _commit() -> str:
+    """Which version of the repository this is; "unknown" for a copy of the files alone."""
+    if shutil.which("git") is None:
+        return "unknown"
+    git = ["git", "describe", "--always", "--dirty"]
+    answer = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return answer.stdout.strip() or "unknown"
 
 
 def summary(laps: Laps) -> dict[str, Any]:
