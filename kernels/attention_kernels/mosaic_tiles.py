@@ -99,9 +99,9 @@ def run(plan, kernel, words, *, own, passing, outputs):
 
 def _program(plan, kernel, counts, words, *refs):
     """What a warpgroup does: fetch its tile, run the kernel, write the results; see `run`."""
-    refs = iter(refs)
-    own, passing, outputs = (list(itertools.islice(refs, count)) for count in counts)
-    tiles, slots, numbers, tile_arrived, arrived, released = refs
+    each = iter(refs)
+    own, passing, outputs = (list(itertools.islice(each, count)) for count in counts)
+    tiles, slots, numbers, tile_arrived, arrived, released = each
     row, head, group, me = map(lax.axis_index, _AXES)
     first_of_group = group * plan.warpgroups * ROWS
     first_row = first_of_group + me * ROWS
