@@ -81,6 +81,8 @@ def devices() -> dict[str, list[Any]]:
     jax.config.update("jax_platforms", "cpu")
     os.environ |= {
         "XLA_FLAGS": f"--xla_dump_to={DUMP} --xla_gpu_autotune_level=0",
+        "MOSAIC_GPU_DUMP_PTX": "1",
+        "MOSAIC_GPU_DUMP_TO": str(DUMP),
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -111,8 +113,17 @@ def compile_on_one(device: Any, function: Any, *shapes: tuple[tuple[int, ...], s
         return jax.jit(function).lower(*arguments).compile()
 
 
-def attention(device: Any, length: int, heads: int, k: int, dtype: str, causal: bool, rate: float):
-    """Forward and backward of the attention kernel on a batch of the paper's size."""
+def attention(
+    device: Any,
+    implementation: str,
+    length: int,
+    heads: int,
+    k: int,
+    dtype: str,
+    causal: bool,
+    rate: float,
+):
+    """Forward and backward of an attention kernel on a batch of the paper's size."""
 
     def gradients(query, key, value, query_segments, key_segments, seed, rows):
         def total(query, key, value):
@@ -126,7 +137,7 @@ def attention(device: Any, length: int, heads: int, k: int, dtype: str, causal: 
                 dropout_rate=rate,
                 dropout_seed=seed,
                 row_ids=rows,
-                implementation="pallas",
+                implementation=implementation,
             )
             return out.astype(jnp.float32).sum(), out
 
@@ -187,7 +198,7 @@ def ptxas_report() -> list[dict[str, Any]]:
             report,
             re.DOTALL,
         ):
-            kernel = re.sub(r"_\d*$", "", entry["kernel"])
+            kernel = re.sub(r"(_mosaic_gpu_kernel|_\d*)$", "", entry["kernel"])
             numbers = {name: int(entry[name]) for name in ("registers", "stores", "loads")}
             before = found.get(kernel, numbers)
             worst = {name: max(number, before[name]) for name, number in numbers.items()}
@@ -208,6 +219,7 @@ def _ptxas() -> str:
 def measure(device: str, what: str, dtype: str, build: Any) -> dict[str, Any]:
     """Compile, and note what came of it."""
     shutil.rmtree(DUMP, ignore_errors=True)
+    DUMP.mkdir()
     start = time.perf_counter()
     row: dict[str, Any] = {"device": device, "what": what}
     try:
@@ -252,9 +264,12 @@ def main(_: Any) -> None:
     """Compile everything for everything, write the table, exit with 1 if anything failed."""
     rows = []
     for device, of in devices().items():
-        for case in ATTENTION:
-            length, heads, k, dtype, causal, rate = case
-            what = f"attention {length} x {heads} x {k} {dtype}" + " causal" * causal
+        cases = [("pallas", *case) for case in ATTENTION]
+        if device == "H200":
+            cases += [("mosaic_gpu", *case) for case in ATTENTION if case[3] != "float32"]
+        for case in cases:
+            implementation, length, heads, k, dtype, causal, rate = case
+            what = f"{implementation} {length} x {heads} x {k} {dtype}" + " causal" * causal
             what += f" dropout {rate}" if rate else ""
             build = functools.partial(attention, of[0], *case)
             rows.append(measure(device, what, dtype, build))
@@ -278,7 +293,8 @@ def main(_: Any) -> None:
         "",
         f"`make aot`, {today}, " + ", ".join(f"{name} {of}" for name, of in versions.items()) + ". "
         "Nothing here was run. Memory is a device's; a kernel's figures are registers of a thread "
-        "(spill stores / loads in bytes); attention is forward and backward, lengths x heads x features.",
+        "(spill stores / loads in bytes); pallas and mosaic_gpu are attention forward and backward, "
+        "lengths x heads x features.",
         "",
         "| device | what | memory, GB | of it temporary | kernels | failure |",
         "|---|---|---|---|---|---|",

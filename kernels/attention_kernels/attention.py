@@ -39,7 +39,8 @@ def attention(
       scale: of the scores; default 1 / sqrt(K).
       implementation: "reference" (float32, the oracle), "xla" (products in the inputs' dtype,
         softmax in float32), "pallas" (a kernel that never holds all weights; TPU, GPU through
-        Triton, interpreted on a CPU), or None: the best one here.
+        Triton, interpreted on a CPU), "mosaic_gpu" (the same for Hopper's tensor cores), or None:
+        the best one here.
 
     Raises:
       ValueError: the implementation is unknown, or dropout is asked for without a seed.
@@ -72,7 +73,11 @@ def attention(
 def choose_attention(
     query: Float[Array, "B T H K"], key: Float[Array, "B S H K"], value: Float[Array, "B S H V"]
 ) -> str:
-    """The best implementation here: the kernel, but on a CPU and for decoding's single queries XLA."""
+    """The best implementation here: the kernel, but on a CPU and for decoding's single queries XLA.
+
+    "mosaic_gpu" is not chosen: nobody has timed it on a GPU yet. It is there for when the Triton
+    backend of "pallas" leaves JAX, and for whoever asks for it by name.
+    """
     if platform() == "cpu" or query.shape[1] == 1:
         return "xla"
     return "xla" if pallas_attention.unsupported(query, key, value) else "pallas"
@@ -117,8 +122,16 @@ def _xla(
     return jnp.einsum("bhts,bshv->bthv", weights, value)
 
 
+def _mosaic_gpu(query, key, value, **options):
+    """See `mosaic_attention.py`, which is imported where it is asked for: JAX may lack what it needs."""
+    from attention_kernels import mosaic_attention
+
+    return mosaic_attention.attention(query, key, value, **options)
+
+
 _IMPLEMENTATIONS = {
     "reference": reference.attention,
     "xla": _xla,
     "pallas": pallas_attention.attention,
+    "mosaic_gpu": _mosaic_gpu,
 }

@@ -21,6 +21,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """What the maker calls the device that a computation is traced for, such as "NVIDIA H200"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
 def pallas_call(
     kernel: Callable[..., None],
     arrays: Sequence[jax.Array],

@@ -16,8 +16,7 @@ from jaxtyping import Array, Float, Int, Integer
 from attention_kernels.backends import pallas_call, platform
 from attention_kernels.dropout import dropout_bits, fold, keep_mask
 
-_ROWS = 8  # positions that a program has in registers at a time
-_ROUNDS = 4  # how many times; fewer programs make fewer partial sums for scale and bias
+_POSITIONS = 32  # of a program; fewer programs make fewer partial sums for scale and bias
 
 
 def dropout_add_layer_norm(
@@ -81,13 +80,13 @@ def _pallas(x, residual, scale, bias, rate, seed, row_ids, eps):
     positions = batch * length
     # Triton wants powers of two: columns of padding that the statistics leave out.
     wide = 1 << (features - 1).bit_length() if platform() == "gpu" else features
-    padding = ((0, -positions % (_ROWS * _ROUNDS)), (0, wide - features))
+    padding = ((0, -positions % _POSITIONS), (0, wide - features))
 
     def flat(array):
         return jnp.pad(array.reshape(-1, features), padding)
 
     out = _flat(
-        (rate, eps, features),
+        (rate, eps, features, _rows(wide)),
         jnp.pad(words, (padding[0], (0, 0))),
         flat(x),
         flat(residual),
@@ -110,7 +109,7 @@ def _forward(constants, words, x, residual, scale, bias):
     (out,) = pallas_call(
         functools.partial(layer_norm_forward, constants=constants),
         (words, x, residual, scale, bias),
-        grid=(x.shape[0] // (_ROWS * _ROUNDS),),
+        grid=(x.shape[0] // _POSITIONS,),
         in_specs=[_block(words), block, block, vector, vector],
         outputs=[(block, residual.shape, residual.dtype)],
         flops=10 * x.size,
@@ -121,7 +120,7 @@ def _forward(constants, words, x, residual, scale, bias):
 
 def _backward(constants, residuals, d_out):
     words, x, residual, scale, _ = residuals
-    programs = x.shape[0] // (_ROWS * _ROUNDS)
+    programs = x.shape[0] // _POSITIONS
     block, vector = _block(x), _vector(x)
     partial = pl.BlockSpec((None, 1, x.shape[1]), lambda i: (i, 0, 0))
     sums = partial, (programs, 1, x.shape[1]), jnp.float32
@@ -141,11 +140,16 @@ _flat.defvjp(_forward, _backward)
 
 
 def _block(array):
-    return pl.BlockSpec((_ROWS * _ROUNDS, array.shape[1]), lambda i: (i, 0))
+    return pl.BlockSpec((_POSITIONS, array.shape[1]), lambda i: (i, 0))
+
+
+def _rows(features):
+    """How many positions a program has in registers at a time."""
+    return 8 if platform() != "gpu" or features <= 512 else max(1, 4096 // features)
 
 
 def _warps(x):
-    """Of a program on a GPU: as many as have registers for _ROWS rows."""
+    """Of a program on a GPU: as many as have registers for those positions; see `make aot`."""
     return 4 if x.shape[1] <= 512 else 8
 
 
@@ -155,24 +159,25 @@ def _vector(array):
 
 def layer_norm_forward(words, x, residual, scale, bias, out, *, constants):
     """One block of positions: words [R, 1], x, residual and out [R, D], scale and bias [1, D]."""
+    _, _, _, size = constants
 
     def step(number, carry):
-        rows = pl.ds(pl.multiple_of(number * _ROWS, _ROWS), _ROWS)
+        rows = pl.ds(pl.multiple_of(number * size, size), size)
         normal, *_ = _tile(constants, words[rows, :], x[rows, :], residual[rows, :])
         out[rows, :] = (scale[...] * normal + bias[...]).astype(out.dtype)
         return carry
 
-    lax.fori_loop(0, _ROUNDS, step, 0)
+    lax.fori_loop(0, _POSITIONS // size, step, 0)
 
 
 def layer_norm_backward(
     words, x, residual, scale, d_out, d_x, d_residual, d_scale, d_bias, *, constants
 ):
     """One block of positions; d_scale and d_bias [1, D] are this block's share of the sums."""
-    features = constants[2]
+    _, _, features, size = constants
 
     def step(number, carry):
-        rows = pl.ds(pl.multiple_of(number * _ROWS, _ROWS), _ROWS)
+        rows = pl.ds(pl.multiple_of(number * size, size), size)
         normal, deviation, keep = _tile(constants, words[rows, :], x[rows, :], residual[rows, :])
         d_o = d_out[rows, :].astype(jnp.float32)
         d_normal = d_o * scale[...]
@@ -187,12 +192,12 @@ def layer_norm_backward(
         )
 
     zeros = jnp.zeros((1, x.shape[1]), jnp.float32)
-    d_scale[...], d_bias[...] = lax.fori_loop(0, _ROUNDS, step, (zeros, zeros))
+    d_scale[...], d_bias[...] = lax.fori_loop(0, _POSITIONS // size, step, (zeros, zeros))
 
 
 def _tile(constants, words, x, residual):
     """Of a few positions: the normalised sum, its standard deviation, and dropout's factors."""
-    rate, eps, features = constants
+    rate, eps, features, _ = constants
     columns = lax.broadcasted_iota(jnp.int32, x.shape, 1)
     keep = jnp.ones(x.shape, jnp.float32)
     if rate > 0.0:

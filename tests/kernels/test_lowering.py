@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel is lowered for devices that are not here: what interpretation forgives, this does not."""
 
+import functools
+
 import attention_kernels
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,17 @@ def lower(device, function, *shapes):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-def attention_gradients(query, key, value, query_segments, key_segments, seed, rows, **options):
+def attention_gradients(
+    query,
+    key,
+    value,
+    query_segments,
+    key_segments,
+    seed,
+    rows,
+    implementation="pallas",
+    **options,
+):
     def total(query, key, value):
         out = attention_kernels.attention(
             query,
@@ -35,7 +47,7 @@ def attention_gradients(query, key, value, query_segments, key_segments, seed, r
             key_segments=key_segments,
             dropout_seed=seed,
             row_ids=rows,
-            implementation="pallas",
+            implementation=implementation,
             **options,
         )
         return out.astype(jnp.float32).sum()
@@ -70,6 +82,35 @@ def test_attention_is_lowered(device, queries, keys, heads, k, v, dtype, causal,
     assert "attention_forward" in text and "attention_backward" in text
     whole = {"v5e": 256, "v6e": 256, "H200": 64 if dtype == jnp.float32 else 128}[device]
     assert ("attention_query_backward" in text) == (keys > whole)
+
+
+@pytest.mark.parametrize(
+    "queries, keys, k, v, dtype, causal, rate",
+    [
+        (1, 1, 16, 16, jnp.bfloat16, False, 0.0),
+        (64, 300, 64, 64, jnp.float16, False, 0.1),
+        (200, 256, 128, 24, jnp.bfloat16, True, 0.1),
+        (16_384, 16_384, 64, 64, jnp.bfloat16, True, 0.1),
+    ],
+)
+def test_attention_through_mosaic_is_lowered(queries, keys, k, v, dtype, causal, rate):
+    options = {"causal": causal, "dropout_rate": rate, "implementation": "mosaic_gpu"}
+    shapes = [
+        ((2, queries, 2, k), dtype),
+        ((2, keys, 2, k), dtype),
+        ((2, keys, 2, v), dtype),
+        ((2, queries), jnp.int32),
+        ((2, keys), jnp.int32),
+        ((), jnp.uint32),
+        ((2,), jnp.int32),
+    ]
+    gradients = functools.partial(attention_gradients, **options)
+    text = lower("H200", gradients, *shapes)
+    for kernel in ("attention_forward", "attention_backward", "attention_query_backward"):
+        assert f"{kernel}_mosaic_gpu" in text
+    # The control: a device without wgmma.
+    with pytest.raises(NotImplementedError, match="kind TPU v5 lite: wgmma needs"):
+        lower("v5e", gradients, *shapes)
 
 
 @pytest.mark.parametrize("device", DEVICES)
