@@ -23,7 +23,13 @@ from transformer_jax.inference.padding import group_by_length, pad
 from transformer_jax.inference.scores import check_tokenizer, score
 from transformer_jax.inference.translator import Translator, cut
 from transformer_jax.training.loss import Means
-from transformer_jax.training.sharding import batch_sharding, batch_ways, make_mesh, replicated
+from transformer_jax.training.sharding import (
+    batch_sharding,
+    batch_ways,
+    make_mesh,
+    replicated,
+    spread,
+)
 from transformer_jax.training.step import Params, make_eval_step
 
 _BATCH_TOKENS = 4096  # positions a side of a batch
@@ -106,15 +112,16 @@ def make_likelihood(
     def likelihood(params: Params, sources: list[str], references: list[str]) -> Means:
         sharding = batch_sharding(mesh)
         return Means.of(
-            eval_step(params, jax.device_put(batch, sharding))
-            for batch in batches(sources, references)
+            eval_step(params, spread(batch, sharding)) for batch in batches(sources, references)
         )
 
     return likelihood
 
 
 def write_translations(workdir: Path, split: str, step: int | None, lines: list[str]) -> None:
-    """`translations/<split>.<step>.txt` of the run folder."""
+    """`translations/<split>.<step>.txt` of the run folder; of many processes the first one writes it."""
+    if jax.process_index():
+        return
     folder = workdir / "translations"
     folder.mkdir(exist_ok=True)
     write_lines(folder / f"{split}.{step}.txt", lines)

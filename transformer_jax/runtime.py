@@ -33,6 +33,12 @@ def set_up() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def quiet_unless_first() -> None:
+    """One process of many tells how the run goes; the others only what is wrong."""
+    if jax.process_index():
+        logging.getLogger("transformer_jax").setLevel(logging.WARNING)
+
+
 def _has_accelerator_plugin() -> bool:
     """Whether JAX may find a GPU or TPU; asking JAX itself would start its threads."""
     plugins = importlib.metadata.entry_points(group="jax_plugins")

@@ -66,10 +66,16 @@ class Translator:
         self.batch_tokens = 2048 if jax.default_backend() == "cpu" else 8192
 
     @classmethod
-    def from_workdir(cls, workdir: str | Path, checkpoint: str = "latest") -> "Translator":
-        """The translator of a run folder, on all local devices.
+    def from_workdir(
+        cls, workdir: str | Path, checkpoint: str = "latest", *, mesh: Mesh | None = None
+    ) -> "Translator":
+        """The translator of a run folder.
 
-        `checkpoint`: "latest", "best" (by validation BLEU), "average" or a step.
+        Args:
+          workdir: the run folder.
+          checkpoint: "latest", "best" (by validation BLEU), "average" or a step.
+          mesh: the devices that share the sentences, of all processes that make this call. None: all
+            devices of this one.
 
         Raises:
           UserError: no such run folder or checkpoint.
@@ -79,12 +85,16 @@ class Translator:
         config, model, step = checkpoints.load_model(workdir, checkpoint)
         path = Path(workdir) / "vocabulary.model"
         vocabulary = Vocabulary.load(path, size=config.model.vocab_size)
-        devices = jax.local_devices()
-        mesh = Mesh(devices, ("data",))
+        if mesh is None:
+            mesh = Mesh(jax.local_devices(), ("data",))
         translator = cls(model, vocabulary, config.decode, config.data.max_length, mesh=mesh)
         translator.step = step
         everywhere = jax.NamedSharding(mesh, PartitionSpec())
-        return translator.with_params(jax.device_put(translator.params, everywhere))
+
+        def replicate(leaf: jax.Array) -> jax.Array:
+            return jax.make_array_from_callback(leaf.shape, everywhere, lambda _: leaf)
+
+        return translator.with_params(jax.tree.map(replicate, translator.params))
 
     def with_params(self, params: Params) -> "Translator":
         """The same with other weights of the same shapes; nothing is compiled again."""
