@@ -6,8 +6,10 @@ writes the run folder's text files and prepares its data; the folder is one that
 """
 
 import collections
+import ctypes
 import itertools
 import os
+import signal
 import sys
 import time
 import traceback
@@ -68,6 +70,28 @@ def start(
         )
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"the processes of this run did not find each other: {error}") from None
+    _tell_when_aborted()
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_: int) -> None:
+    line = (
+        "error: JAX ended this process, most likely since another one of this run has died (see above); "
+        "start all of them again, they go on from the last checkpoint\n"
+    )
+    os.write(2, line.encode())
+    os._exit(LOST)
+
+
+def _tell_when_aborted() -> None:
+    """End with a line and an exit code, not a stack of C++ calls and another of every thread.
+
+    JAX's heartbeat ends a process through abort(), while all Python threads may be waiting for a
+    collective: only C's handler is sure to be called.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = ctypes.c_int, type(_aborted)
+    libc.signal(signal.SIGABRT, _aborted)
 
 
 def is_first() -> bool:

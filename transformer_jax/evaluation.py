@@ -36,6 +36,9 @@ _BATCH_TOKENS = 4096  # positions a side of a batch
 _LOGITS_CHUNK = 1024  # the logits of so many tokens exist at a time
 
 
+Likelihood = Callable[..., Means]
+
+
 @dataclasses.dataclass(frozen=True)
 class Text:
     """What to score, and where its translations go."""
@@ -82,14 +85,12 @@ def evaluate(
     }
 
 
-def make_likelihood(
-    config: Config, vocabulary: Vocabulary, mesh: Mesh
-) -> Callable[[Params, list[str], list[str]], Means]:
+def make_likelihood(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Likelihood:
     """A function (weights, sources, references) -> means over the references' tokens.
 
     Its perplexity is exp(-log P / tokens) of the references given the sources: table 3's PPL, per
     word-piece. Pairs with a blank side are left out (NaN if none is left); what is longer than
-    config.data.max_length is cut.
+    config.data.max_length is cut. What its fourth argument, if given, raises before a batch ends it.
     """
     train = dataclasses.replace(config.train, logits_chunk=_LOGITS_CHUNK)
     eval_step = make_eval_step(dataclasses.replace(config, train=train), mesh)
@@ -109,11 +110,17 @@ def make_likelihood(
             )
             yield Batch(source, target, np.arange(group.rows, dtype=np.int32))
 
-    def likelihood(params: Params, sources: list[str], references: list[str]) -> Means:
-        sharding = batch_sharding(mesh)
-        return Means.of(
-            eval_step(params, spread(batch, sharding)) for batch in batches(sources, references)
-        )
+    def likelihood(
+        params: Params,
+        sources: list[str],
+        references: list[str],
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> Means:
+        sums = []
+        for batch in batches(sources, references):
+            before_batch()
+            sums.append(eval_step(params, spread(batch, batch_sharding(mesh))))
+        return Means.of(sums)
 
     return likelihood
 

@@ -29,7 +29,7 @@ from transformer_jax.inference.scores import Scores, score
 from transformer_jax.inference.translator import Translator
 from transformer_jax.training import step as training_step
 from transformer_jax.training.loop import train
-from transformer_jax.training.metrics import MetricsWriter
+from transformer_jax.training.metrics import MetricsWriter, read_metrics
 from transformer_jax.training.sharding import batch_ways, make_mesh, share_of_process
 
 log = logging.getLogger(__name__)
@@ -150,6 +150,10 @@ def _train(
             share=share_of_process(mesh),
         )
         vote = distributed.Vote()
+
+        def should_stop() -> bool:
+            return bool(vote(max(caught, default=0)))
+
         with MetricsWriter(workdir, start) as writer:
             state = train(
                 config,
@@ -157,9 +161,10 @@ def _train(
                 state,
                 iter(batches),
                 writer,
-                evaluate=_evaluator(config, dataset, mesh, workdir),
+                evaluate=_evaluator(config, dataset, mesh, workdir, should_stop),
                 save=checkpoints.save,
-                should_stop=lambda: bool(vote(max(caught, default=0))),
+                should_stop=should_stop,
+                evaluate_first=_lacks_evaluation(config, workdir, start),
             )
         checkpoints.wait()
         signal_number = vote.close(max(caught, default=0))
@@ -169,26 +174,56 @@ def _train(
     return step
 
 
+def _lacks_evaluation(config: Config, workdir: Path, step: int) -> bool:
+    """Whether the evaluation of this step is due and not in the metrics; the same in every process."""
+    due = step > 0 and (step % config.train.eval_every == 0 or step == config.train.num_steps)
+    found = any(
+        entry["step"] == step and "eval/perplexity" in entry for entry in read_metrics(workdir)
+    )
+    return bool(distributed.largest(due and not found and distributed.is_first()))
+
+
+class _Stopped(Exception):
+    """Ends an evaluation that a signal came into."""
+
+
 def _evaluator(
-    config: Config, dataset: pipeline.Dataset, mesh: jax.sharding.Mesh, workdir: Path
+    config: Config,
+    dataset: pipeline.Dataset,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    should_stop: Callable[[], bool],
 ) -> Callable[[training_step.TrainState], dict[str, float]]:
-    """A function from the state to the validation split's perplexity and BLEU."""
+    """A function from the state to the validation split's perplexity and BLEU.
+
+    It ends early, with nothing, when the run should stop: the next process evaluates that step anew.
+    """
     likelihood = make_likelihood(config, dataset.vocabulary, mesh)
     translator: Translator | None = None
 
+    def go_on() -> None:
+        if should_stop():
+            raise _Stopped
+
     def evaluate(state: training_step.TrainState) -> dict[str, float]:
+        try:
+            return scores(state)
+        except _Stopped:
+            return {}
+
+    def scores(state: training_step.TrainState) -> dict[str, float]:
         nonlocal translator
         text = dataset.text("validation")
         if text is None:
             return {}
-        means = likelihood(state.params, *text)
+        means = likelihood(state.params, *text, go_on)
         if translator is None:
             model = nnx.merge(training_step.model_structure(config), state.params)
             translator = Translator(
                 model, dataset.vocabulary, config.decode, config.data.max_length, mesh=mesh
             )
         step = int(state.step)
-        hypotheses = translator.with_params(state.params).translate(text[0])
+        hypotheses = translator.with_params(state.params).translate(text[0], before_batch=go_on)
         write_translations(workdir, "validation", step, hypotheses)
         bleu = score(hypotheses, text[1], bootstrap=0)["bleu"]
         log.info("step %d  validation BLEU %.2f  perplexity %.3f", step, bleu, means.perplexity)

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ class Translator:
         beam_size: int | None = None,
         alpha: float | None = None,
         progress: bool = False,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> list[str]:
         """One line for every line; a blank line stays empty.
 
@@ -121,6 +123,7 @@ class Translator:
           beam_size: W; 1 is greedy search.
           alpha: the length penalty's exponent.
           progress: show a bar when stderr is a terminal.
+          before_batch: called before each batch; what it raises ends the translation.
         """
         beam_size = self.decode.beam_size if beam_size is None else beam_size
         alpha = self.decode.alpha if alpha is None else alpha
@@ -139,6 +142,7 @@ class Translator:
         hidden = not (progress and sys.stderr.isatty())
         with tqdm(total=len(spoken), unit=" sentences", disable=hidden) as bar:
             for group in groups:
+                before_batch()
                 members = [spoken[member] for member in group.members]
                 ids = self._search(
                     [sources[index] for index in members],

@@ -35,10 +35,12 @@ def train(
     evaluate: Evaluate,
     save: Callable[[TrainState], None],
     should_stop: Callable[[], bool] = lambda: False,
+    evaluate_first: bool = False,
 ) -> TrainState:
     """Train from `state` to config.train.num_steps, or until `should_stop`; the last state is saved.
 
-    `batches` starts with the batch of step `state.step`. The device never waits for logging: sums
+    `batches` starts with the batch of step `state.step`. `evaluate_first`: that step's evaluation is
+    missing, since the process before this one ended in it. The device never waits for logging: sums
     are fetched by another thread while the next steps run.
     """
     timing = config.train
@@ -46,6 +48,9 @@ def train(
     start = int(state.step)
     in_flight: collections.deque[LossSums] = collections.deque()
     with Progress(start, timing.num_steps) as progress, _Log(config, writer, progress) as log:
+        if evaluate_first:
+            with log.paused():
+                writer.write(start, evaluate(state))
         for step in range(start + 1, timing.num_steps + 1):
             batch = put(next(batches), mesh)
             state, sums = train_step(state, batch)
