@@ -52,7 +52,7 @@ def finish(running: Sequence[subprocess.Popen], timeout: float = 300) -> list[tu
     """Wait for all; each one's exit code and stderr."""
     try:
         errors = [process.communicate(timeout=timeout)[1] for process in running]
-    finally:
+    finally:  # of a test that fails
         for process in running:
             process.kill()
     return [(process.returncode, text) for process, text in zip(running, errors, strict=True)]
