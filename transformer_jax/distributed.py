@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, disk_error
 
 # A process that gives no sign of life for so long counts as dead: JAX then ends the others.
 HEARTBEAT_SECONDS = 60
@@ -57,6 +57,7 @@ def start(
         )
     # JAX's own preemption service knows SIGTERM alone, and takes it from our handler.
     jax.config.update("jax_enable_preemption_service", False)
+    _tell_when_aborted()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -69,15 +70,18 @@ def start(
             cluster_detection_method="deactivate" if coordinator else None,
         )
     except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"the processes of this run did not find each other: {error}") from None
-    _tell_when_aborted()
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"the processes of this run did not find each other: {reason} (where nothing tells "
+            "--distributed how many there are: --coordinator, --num_processes, --process_id)"
+        ) from None
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
     line = (
-        "error: JAX ended this process, most likely since another one of this run has died (see above); "
-        "start all of them again, they go on from the last checkpoint\n"
+        "error: JAX ended this process, most likely since another one of this run has died or was not "
+        "there in time (see above); start all of them again, they go on from the last checkpoint\n"
     )
     os.write(2, line.encode())
     os._exit(LOST)
@@ -175,6 +179,7 @@ def end_at_once(error: BaseException) -> NoReturn:
     Not by way of the interpreter's end, where JAX and Orbax wait for processes that wait for this one.
     The others notice within HEARTBEAT_SECONDS.
     """
+    error = disk_error(error) or error
     if isinstance(error, UserError):
         message, code = " ".join(str(error).split()), 2
     elif isinstance(error, KeyboardInterrupt):
