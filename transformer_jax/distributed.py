@@ -47,7 +47,8 @@ def start(
       process_id: which one this is, from 0 on.
 
     Raises:
-      UserError: the arguments cannot be used, or the others are not there in time.
+      UserError: the arguments cannot be used. (Where the others are not there in time, JAX ends the
+        process; see `_tell_when_aborted`.)
     """
     given = coordinator, num_processes, process_id
     if any(value is not None for value in given) and None in given:
