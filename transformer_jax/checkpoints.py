@@ -17,17 +17,18 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from transformer_jax import distributed
 from transformer_jax.config import Config, ConfigError
 from transformer_jax.errors import UserError
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.metrics import read_metrics
+from transformer_jax.training.sharding import spread
 from transformer_jax.training.step import Params, TrainState, model_structure
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        if kind is None or jax.process_count() == 1:
+            self._manager.close()  # else it would wait for processes that wait for this one
 
     def save(self, state: TrainState) -> None:
         """Copy the state off the devices and write it in the background.
@@ -100,12 +102,18 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+                if jax.process_count() > 1:  # the others may have read their parts of it
+                    raise UserError(
+                        f"checkpoint {step} in {_folder(self.workdir)} cannot be read "
+                        f"({_first_line(error)}); move it away, and the same command goes on from "
+                        "the one before it"
+                    ) from error
                 _warn_of_damage(self.workdir, step, error)
                 failures[step] = _first_line(error)
                 continue
             for damaged in failures:
                 self._move_away(damaged)
-            number = jax.device_put(jnp.int32(step), like.step.sharding)
+            number = spread(np.int32(step), like.step.sharding)
             return TrainState(number, restored.params, restored.optimizer)
         if failures:
             newest, reason = next(iter(failures.items()))
@@ -129,6 +137,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # OSError from Orbax, ValueError from TensorStore, ...
+            if distributed.lost_another(error):
+                raise
             raise UserError(
                 f"a checkpoint could not be saved in {_folder(self.workdir)}: {_first_line(error)}; "
                 "those before it are whole, and the same command goes on from the last"
@@ -227,7 +237,7 @@ def average(workdir: str | Path, last: int) -> Path:
         raise UserError(f"none of the last {last} checkpoints in {_folder(workdir)} can be read")
     mean = jax.tree.map(lambda leaf: (leaf / read).astype(np.float32), total)
     folder = workdir.absolute() / "average" / str(steps[-1])
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _own_checkpointer() as checkpointer:
         checkpointer.save(folder, mean, force=True)
     for old in folder.parent.iterdir():
         if old != folder:
@@ -297,8 +307,18 @@ def _regular(steps: Sequence[int], every: int) -> list[int]:
 
 
 def _read(folder: Path, like: Params) -> Params:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _own_checkpointer() as checkpointer:
         return checkpointer.restore(folder, like)
+
+
+def _own_checkpointer() -> ocp.StandardCheckpointer:
+    """For what this process reads or writes by itself, whether or not there are others."""
+    me = jax.process_index()
+    return ocp.StandardCheckpointer(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+    )
 
 
 def _abstract_params(config: Config) -> Params:

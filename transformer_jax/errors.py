@@ -18,6 +18,13 @@ class UserError(Exception):
     """One line that names the culprit and the remedy. Commands print it and exit with code 2."""
 
 
+def disk_error(error: BaseException) -> UserError | None:
+    """The line for what a full or read-only disk, or missing rights, raised anywhere."""
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return None
+    return UserError(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+
+
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run `main` under absl.
 
@@ -42,9 +49,10 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
             # more at the end; that must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            if error.errno not in _DISK:
+            unwritable = disk_error(error)
+            if unwritable is None:
                 raise
-            _fail(UserError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"))
+            _fail(unwritable)
 
     app.run(guarded, flags_parser=_parse_flags)
 

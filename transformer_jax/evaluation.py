@@ -23,11 +23,20 @@ from transformer_jax.inference.padding import group_by_length, pad
 from transformer_jax.inference.scores import check_tokenizer, score
 from transformer_jax.inference.translator import Translator, cut
 from transformer_jax.training.loss import Means
-from transformer_jax.training.sharding import batch_sharding, batch_ways, make_mesh, replicated
+from transformer_jax.training.sharding import (
+    batch_sharding,
+    batch_ways,
+    make_mesh,
+    replicated,
+    spread,
+)
 from transformer_jax.training.step import Params, make_eval_step
 
 _BATCH_TOKENS = 4096  # positions a side of a batch
 _LOGITS_CHUNK = 1024  # the logits of so many tokens exist at a time
+
+
+Likelihood = Callable[..., Means]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +85,12 @@ def evaluate(
     }
 
 
-def make_likelihood(
-    config: Config, vocabulary: Vocabulary, mesh: Mesh
-) -> Callable[[Params, list[str], list[str]], Means]:
+def make_likelihood(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Likelihood:
     """A function (weights, sources, references) -> means over the references' tokens.
 
     Its perplexity is exp(-log P / tokens) of the references given the sources: table 3's PPL, per
     word-piece. Pairs with a blank side are left out (NaN if none is left); what is longer than
-    config.data.max_length is cut.
+    config.data.max_length is cut. What its fourth argument, if given, raises before a batch ends it.
     """
     train = dataclasses.replace(config.train, logits_chunk=_LOGITS_CHUNK)
     eval_step = make_eval_step(dataclasses.replace(config, train=train), mesh)
@@ -103,18 +110,25 @@ def make_likelihood(
             )
             yield Batch(source, target, np.arange(group.rows, dtype=np.int32))
 
-    def likelihood(params: Params, sources: list[str], references: list[str]) -> Means:
-        sharding = batch_sharding(mesh)
-        return Means.of(
-            eval_step(params, jax.device_put(batch, sharding))
-            for batch in batches(sources, references)
-        )
+    def likelihood(
+        params: Params,
+        sources: list[str],
+        references: list[str],
+        before_batch: Callable[[], None] = lambda: None,
+    ) -> Means:
+        sums = []
+        for batch in batches(sources, references):
+            before_batch()
+            sums.append(eval_step(params, spread(batch, batch_sharding(mesh))))
+        return Means.of(sums)
 
     return likelihood
 
 
 def write_translations(workdir: Path, split: str, step: int | None, lines: list[str]) -> None:
-    """`translations/<split>.<step>.txt` of the run folder."""
+    """`translations/<split>.<step>.txt` of the run folder; of many processes the first one writes it."""
+    if jax.process_index():
+        return
     folder = workdir / "translations"
     folder.mkdir(exist_ok=True)
     write_lines(folder / f"{split}.{step}.txt", lines)

@@ -7,6 +7,14 @@
 
 Any value of the config is overridden by --config.<section>.<name>=<value>. The same command again
 resumes after the last checkpoint, and does nothing but score once the run is finished.
+
+On many hosts the same command runs on each, with a --workdir that all of them see and --distributed
+(SLURM, GKE and TPU slices tell the rest), or else with
+
+    --coordinator=<host of process 0>:<port> --num_processes=<how many> --process_id=<0, 1, ...>
+
+Exit codes: 2 for what the user can mend, 143 after SIGTERM and 130 after SIGINT with all steps saved,
+75 if another process of the run died. After 143 and 75 the same command goes on.
 """
 
 import sys
@@ -28,14 +36,30 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run folder; by default runs/<name of the config file>."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of many processes, as SLURM, GKE or a TPU slice started them."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, where nothing else tells the processes."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which one this is, from 0 on, with --coordinator."
+)
 flags.mark_flag_as_required("config")
 
 
 def main(_: Sequence[str]) -> None:
     """Parse the flags, train, print the result."""
-    from transformer_jax import runtime  # after the flags: --help need not wait for JAX
+    # After the flags: --help need not wait for JAX.
+    from transformer_jax import distributed, runtime
 
     runtime.set_up()
+    processes = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    many = _DISTRIBUTED.value or any(value is not None for value in processes)
+    if many:
+        distributed.start(*processes)
+        runtime.quiet_unless_first()
     from transformer_jax.run import Interrupted, describe, run_training
 
     workdir = Path(_WORKDIR.value or Path("runs") / config_name())
@@ -47,7 +71,12 @@ def main(_: Sequence[str]) -> None:
             file=sys.stderr,
         )
         sys.exit(128 + stop.signal_number)
-    print(describe(summary))
+    except BaseException as error:
+        if many:
+            distributed.end_at_once(error)
+        raise
+    if distributed.is_first():
+        print(describe(summary))
 
 
 def _config() -> "Config":

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from transformer_jax import distributed
 from transformer_jax.checkpoints import (
     Checkpoints,
     average,
@@ -28,14 +29,13 @@ from transformer_jax.inference.scores import Scores, score
 from transformer_jax.inference.translator import Translator
 from transformer_jax.training import step as training_step
 from transformer_jax.training.loop import train
-from transformer_jax.training.metrics import MetricsWriter
-from transformer_jax.training.sharding import batch_ways, make_mesh
+from transformer_jax.training.metrics import MetricsWriter, read_metrics
+from transformer_jax.training.sharding import batch_ways, make_mesh, share_of_process
 
 log = logging.getLogger(__name__)
 
-# What may differ when a run goes on: none of it changes what the model learns from a batch. (Batches
-# stay the same too, unless the devices or pieces that share one do not divide its rows:
-# data/batching.py, rows_of_batch.)
+# What may differ when a run goes on, besides the mesh: none of it changes batches, or what the model
+# learns from one.
 _FREE = {
     "train.num_steps",
     "train.log_every",
@@ -74,15 +74,26 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
     """
     workdir = Path(workdir)
     mesh = make_mesh(config.mesh)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
-    with alone_in(workdir):
-        claim(config, workdir)
-        dataset = pipeline.prepare(config, workdir)
+    with contextlib.ExitStack() as held:
+
+        def prepare() -> None:
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
+            held.enter_context(alone_in(workdir))
+            claim(config, workdir)
+            pipeline.prepare(config, workdir)
+
+        distributed.on_first(prepare)
+        if load_config(workdir) != config:
+            raise UserError(
+                f"process {jax.process_index()} has another config than process 0, which wrote "
+                f"{workdir}/config.json; start all processes with the same command"
+            )
+        dataset = pipeline.prepared(config, workdir)
         step = _train(config, mesh, dataset, workdir)
-        return finish(config, dataset, workdir, step)
+        return finish(config, mesh, dataset, workdir, step)
 
 
 def claim(config: Config, workdir: Path) -> None:
@@ -136,7 +147,13 @@ def _train(
             config,
             start_step=start,
             rows_multiple=batch_ways(mesh) * config.train.accumulate,
+            share=share_of_process(mesh),
         )
+        vote = distributed.Vote()
+
+        def should_stop() -> bool:
+            return bool(vote(max(caught, default=0)))
+
         with MetricsWriter(workdir, start) as writer:
             state = train(
                 config,
@@ -144,37 +161,69 @@ def _train(
                 state,
                 iter(batches),
                 writer,
-                evaluate=_evaluator(config, dataset, mesh, workdir),
+                evaluate=_evaluator(config, dataset, mesh, workdir, should_stop),
                 save=checkpoints.save,
-                should_stop=lambda: bool(caught),
+                should_stop=should_stop,
+                evaluate_first=_lacks_evaluation(config, workdir, start),
             )
         checkpoints.wait()
+        signal_number = vote.close(max(caught, default=0))
     step = int(state.step)
-    if caught:
-        raise Interrupted(caught[0], step)
+    if signal_number:
+        raise Interrupted(signal_number, step)
     return step
 
 
+def _lacks_evaluation(config: Config, workdir: Path, step: int) -> bool:
+    """Whether the evaluation of this step is due and not in the metrics; the same in every process."""
+    due = step > 0 and (step % config.train.eval_every == 0 or step == config.train.num_steps)
+    found = any(
+        entry["step"] == step and "eval/perplexity" in entry for entry in read_metrics(workdir)
+    )
+    return bool(distributed.largest(due and not found and distributed.is_first()))
+
+
+class _Stopped(Exception):
+    """Ends an evaluation that a signal came into."""
+
+
 def _evaluator(
-    config: Config, dataset: pipeline.Dataset, mesh: jax.sharding.Mesh, workdir: Path
+    config: Config,
+    dataset: pipeline.Dataset,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    should_stop: Callable[[], bool],
 ) -> Callable[[training_step.TrainState], dict[str, float]]:
-    """A function from the state to the validation split's perplexity and BLEU."""
+    """A function from the state to the validation split's perplexity and BLEU.
+
+    It ends early, with nothing, when the run should stop: the next process evaluates that step anew.
+    """
     likelihood = make_likelihood(config, dataset.vocabulary, mesh)
     translator: Translator | None = None
 
+    def go_on() -> None:
+        if should_stop():
+            raise _Stopped
+
     def evaluate(state: training_step.TrainState) -> dict[str, float]:
+        try:
+            return scores(state)
+        except _Stopped:
+            return {}
+
+    def scores(state: training_step.TrainState) -> dict[str, float]:
         nonlocal translator
         text = dataset.text("validation")
         if text is None:
             return {}
-        means = likelihood(state.params, *text)
+        means = likelihood(state.params, *text, go_on)
         if translator is None:
             model = nnx.merge(training_step.model_structure(config), state.params)
             translator = Translator(
                 model, dataset.vocabulary, config.decode, config.data.max_length, mesh=mesh
             )
         step = int(state.step)
-        hypotheses = translator.with_params(state.params).translate(text[0])
+        hypotheses = translator.with_params(state.params).translate(text[0], before_batch=go_on)
         write_translations(workdir, "validation", step, hypotheses)
         bleu = score(hypotheses, text[1], bootstrap=0)["bleu"]
         log.info("step %d  validation BLEU %.2f  perplexity %.3f", step, bleu, means.perplexity)
@@ -187,13 +236,16 @@ def _evaluator(
     return evaluate
 
 
-def finish(config: Config, dataset: pipeline.Dataset, workdir: Path, step: int) -> Summary:
+def finish(
+    config: Config, mesh: jax.sharding.Mesh, dataset: pipeline.Dataset, workdir: Path, step: int
+) -> Summary:
     """Average the last checkpoints, as the paper does, and score them on the test split."""
-    average(workdir, min(config.train.keep, len(averaged_steps(workdir, config))))
+    last = min(config.train.keep, len(averaged_steps(workdir, config)))
+    distributed.on_first(lambda: average(workdir, last))
     text = dataset.text("test")
     if text is None:
         return Summary(workdir, step, None, [])
-    hypotheses = Translator.from_workdir(workdir, "average").translate(text[0])
+    hypotheses = Translator.from_workdir(workdir, "average", mesh=mesh).translate(text[0])
     write_translations(workdir, "test", step, hypotheses)
     examples = list(zip(text[0], hypotheses, text[1], strict=True))[:: max(1, len(text[0]) // 5)]
     scores = score(hypotheses, text[1])

@@ -15,7 +15,7 @@ from transformer_jax.config import resolve
 from transformer_jax.data.pipeline import prepare, training_batches
 from transformer_jax.training.loop import put
 from transformer_jax.training.loss import LossSums
-from transformer_jax.training.sharding import make_mesh
+from transformer_jax.training.sharding import batch_ways, make_mesh
 from transformer_jax.training.step import initial_state, make_train_step
 
 _STEPS_AHEAD = 2  # as training/loop.py
@@ -33,9 +33,12 @@ class Ours:
         self._step = make_train_step(run, self._mesh)
         self._state = initial_state(run, self._mesh)
         dataset = prepare(run, folder)
-        self._batches = training_batches(dataset, run, start_step=0)
+        rows = batch_ways(self._mesh)
+        self._batches = training_batches(dataset, run, start_step=0, rows_multiple=rows)
         # Every shape of batch is compiled here, as a run does in its first epoch.
-        epoch = itertools.islice(training_batches(dataset, run, start_step=0), _AN_EPOCH)
+        epoch = itertools.islice(
+            training_batches(dataset, run, start_step=0, rows_multiple=rows), _AN_EPOCH
+        )
         for batch in {batch.source.ids.shape: batch for batch in epoch}.values():
             self._state, _ = self._step(self._state, put(batch, self._mesh))
 

@@ -52,7 +52,7 @@ class Contestant(Protocol):
 
 def make(name: str, folder: Path, config: dict[str, Any]) -> Contestant:
     """The contestant of that name; only its own libraries are imported."""
-    if name == "ours":
+    if name.startswith("ours"):
         from experiments.benchmarks.ours import Ours
 
         return Ours(folder, config)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer_jax.data import batching
-from transformer_jax.data.batching import BatchPlan, PlannedBatch, assemble, row_lengths
+from transformer_jax.data.batching import BatchPlan, PlannedBatch, Share, assemble, row_lengths
 from transformer_jax.data.vocabulary import train_vocabulary
 
 
@@ -80,7 +80,7 @@ def test_a_batch_is_a_function_of_the_step(plan: BatchPlan, step: int) -> None:
         max_length=plan._row_lengths[-1],
         seed=plan._seed,
     )
-    fresh._rows_of = plan._rows_of
+    fresh._rows_of, fresh._size_of = plan._rows_of, plan._size_of
     resumed = fresh.batch(step)  # the first that it is asked for
     for earlier in range(max(0, step - 5), step):
         plan.batch(earlier)
@@ -95,16 +95,48 @@ def test_a_batch_is_a_function_of_the_step(plan: BatchPlan, step: int) -> None:
     st.sampled_from([1, 2, 3, 4, 6, 8, 16, 24, 64]),
 )
 def test_rows_of_a_batch(batch_tokens: int, length: int, multiple: int) -> None:
-    rows = batching.rows_of_batch(batch_tokens, length, multiple)
-    assert rows > 0
-    assert rows % multiple == 0
-    assert rows * length <= batch_tokens or rows == multiple
+    filled = batching.filled_rows(batch_tokens, length)
+    assert filled * length <= batch_tokens or filled == 1
     most = batch_tokens // length
-    assert 8 * rows >= 7 * most or rows + multiple > most, "a smaller batch than need be"
-    if 16 % multiple == 0 and most // 16 * 16 >= 7 / 8 * most > 0:
-        assert rows == batching.rows_of_batch(batch_tokens, length, 1), (
-            "another number of devices would have other batches"
-        )
+    assert 8 * filled >= 7 * most, "a smaller batch than need be"
+    if most // 16 * 16 >= 7 / 8 * most > 0:
+        assert filled % 16 == 0, "up to 16 devices would get empty rows"
+    rows = batching.rows_of_batch(batch_tokens, length, multiple)
+    assert rows % multiple == 0
+    assert 0 <= rows - filled < multiple
+
+
+@pytest.mark.usefixtures("window")
+@given(plans(), st.integers(1, 24))
+def test_devices_add_empty_rows_and_change_nothing_else(plan: BatchPlan, devices: int) -> None:
+    shared = BatchPlan(
+        plan._lengths, batch_tokens=1, max_length=plan._row_lengths[-1], seed=plan._seed
+    )
+    shared._rows_of = plan._rows_of
+    shared._size_of = {length: -(-n // devices) * devices for length, n in plan._rows_of.items()}
+    for one, other in zip(epoch(plan), epoch(shared), strict=True):
+        assert one.row_length == other.row_length
+        assert len(other.rows) % devices == 0
+        assert [row for row in one.rows if row] == [row for row in other.rows if row]
+        assert all(other.rows[: sum(map(bool, one.rows))]), "an empty row before a filled one"
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=24),
+    st.integers(1, 5),
+)
+def test_shares_are_a_batch_whatever_the_order_of_the_devices(
+    owners: list[int], rows_each: int
+) -> None:
+    count = len(owners) * rows_each
+    shares = [
+        Share(tuple(part for part, owner in enumerate(owners) if owner == process), len(owners))
+        for process in range(4)
+    ]
+    rows = [row for share in shares for row in share.rows(count)]
+    assert sorted(rows) == list(range(count))
+    assert all(share.rows(count) == sorted(share.rows(count)) for share in shares)
+    assert Share().rows(count) == list(range(count))
 
 
 def captions(pairs: int = 20_000) -> np.ndarray:
@@ -190,7 +222,7 @@ def test_a_batch_is_laid_out_as_its_docstring_says() -> None:
         [],
         [(ids(4, 1), ids(1))],
     ]
-    batch = assemble(rows, 7, first_row=10)
+    batch = assemble(rows, 7, [10, 11, 12])
     assert batch.source.ids.tolist() == [[7, 8, 1, 5, 1, 0, 0], [0] * 7, [4, 1, 0, 0, 0, 0, 0]]
     assert batch.source.segments.tolist() == [[1, 1, 1, 2, 2, 0, 0], [0] * 7, [1, 1, *[0] * 5]]
     assert batch.source.positions.tolist() == [[0, 1, 2, 0, 1, 0, 0], [0] * 7, [0, 1, *[0] * 5]]

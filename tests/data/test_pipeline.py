@@ -3,6 +3,7 @@
 
 import dataclasses
 import itertools
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from transformer_jax.config import Config, default_config, resolve
 from transformer_jax.data import pipeline
 from transformer_jax.data.batch import Batch
-from transformer_jax.data.batching import BatchPlan
+from transformer_jax.data.batching import BatchPlan, Share
 from transformer_jax.data.tokenized import TokenizedCorpus
 from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
 from transformer_jax.errors import UserError
@@ -149,37 +150,56 @@ def test_resuming_gives_the_batches_of_an_unbroken_run(config: Config, tmp_path:
 def test_processes_share_what_one_process_has(config: Config, tmp_path: Path) -> None:
     dataset = pipeline.prepare(config, tmp_path / "run")
 
-    def batches(index: int, count: int) -> list[Batch]:
+    def batches(*parts: int, of: int) -> list[Batch]:
         return take(
             pipeline.training_batches(
                 dataset,
                 config,
                 start_step=3,
                 rows_multiple=4,
-                process_index=index,
-                process_count=count,
+                share=Share(parts, of),
             ),
             10,
         )
 
-    whole = batches(0, 1)
-    shares = [batches(index, 4) for index in range(4)]
+    whole = batches(0, of=1)
+    shares = [batches(index, of=4) for index in range(4)]
     joined = [
         jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
         for parts in zip(*shares, strict=True)
     ]
     assert same(joined, whole)
     assert all(batch.rows.tolist() == list(range(len(batch.rows))) for batch in joined)
+    # The first and the last quarter, as where a process's devices are no neighbours on the mesh.
+    quarters = [
+        jax.tree.map(lambda *parts: np.concatenate(parts), first, last)
+        for first, last in zip(shares[0], shares[3], strict=True)
+    ]
+    assert same(batches(0, 3, of=4), quarters)
+    with pytest.raises(ValueError, match="multiple of"):
+        batches(0, of=3)
 
 
 def test_the_number_of_devices_does_not_change_the_batches(config: Config, tmp_path: Path) -> None:
-    config = with_data(config, batch_tokens=1024)
+    config = with_data(config, batch_tokens=700)
     dataset = pipeline.prepare(config, tmp_path / "run")
     one, eight = (
         take(pipeline.training_batches(dataset, config, start_step=0, rows_multiple=rows), 10)
         for rows in (1, 8)
     )
-    assert same(one, eight)
+    count = len(one[0].rows)
+    assert count == 10 and len(eight[0].rows) == 16, "this batch should need empty rows"
+    assert not any(batch.source.segments[count:].any() for batch in eight)
+    assert same(one, [jax.tree.map(lambda array: array[:count], batch) for batch in eight])
+
+
+def test_another_process_finds_what_was_prepared(config: Config, tmp_path: Path) -> None:
+    made = pipeline.prepare(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "text")  # it need not see the corpus
+    found = pipeline.prepared(config, tmp_path / "run")
+    assert same(
+        *(take(pipeline.training_batches(data, config, start_step=0), 3) for data in (made, found))
+    )
 
 
 def test_three_pairs_make_batches_without_end(config: Config, tmp_path: Path) -> None:

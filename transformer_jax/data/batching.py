@@ -14,6 +14,9 @@ Patterns depend on lengths alone, so every epoch has the same number of batches,
 batch of a step needs no walk through the steps before it. Which pair of a cell stands where, and
 the order of batches and windows, is drawn anew in every epoch from (seed, epoch). An epoch has
 every pair exactly once; the one batch of a window that is not full is filled up with empty rows.
+
+None of this depends on the devices that share a batch: where they do not divide its rows, empty ones
+are added. A run has the same batches on any mesh.
 """
 
 import dataclasses
@@ -45,6 +48,22 @@ class PlannedBatch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """The rows of every global batch that one process reads: some of its `of` equal parts."""
+
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def rows(self, count: int) -> list[int]:
+        """The numbers of the rows, of `count` in the global batch."""
+        each = count // self.of
+        return [row for part in self.parts for row in range(part * each, (part + 1) * each)]
+
+
+ALL = Share()  # a run of one process
+
+
+@dataclasses.dataclass(frozen=True)
 class _Pattern:
     """Rows that hold pairs of the same lengths: `cells[i]` is drawn `times` times for each i."""
 
@@ -72,12 +91,15 @@ class BatchPlan:
           batch_tokens: source positions of a batch, and as many target positions.
           max_length: the longest row.
           seed: of the shuffling.
-          rows_multiple: every batch's number of rows is a multiple of this.
+          rows_multiple: every batch's number of rows is a multiple of this; the rows that are added
+            for it are empty.
         """
         self._lengths, self._seed = lengths, seed
         self._windows = -(-len(lengths) // _WINDOW)
         self._row_lengths = row_lengths(max_length)
-        self._rows_of = {
+        # Rows that have pairs, and all rows.
+        self._rows_of = {length: filled_rows(batch_tokens, length) for length in self._row_lengths}
+        self._size_of = {
             length: rows_of_batch(batch_tokens, length, rows_multiple)
             for length in self._row_lengths
         }
@@ -160,10 +182,11 @@ class BatchPlan:
         batches = []
         for length, of_length in rows.items():
             rng.shuffle(of_length)
-            size = self._rows_of[length]
-            for start in range(0, len(of_length), size):
-                chosen = of_length[start : start + size]
-                batches.append(PlannedBatch(length, chosen + [[]] * (size - len(chosen))))
+            most = self._rows_of[length]
+            for start in range(0, len(of_length), most):
+                chosen = of_length[start : start + most]
+                empty = self._size_of[length] - len(chosen)
+                batches.append(PlannedBatch(length, chosen + [[]] * empty))
         rng.shuffle(batches)
         return batches
 
@@ -179,18 +202,19 @@ def row_lengths(max_length: int) -> list[int]:
 
 
 def rows_of_batch(batch_tokens: int, row_length: int, rows_multiple: int) -> int:
-    """How many rows hold at most `batch_tokens`, and a multiple of `rows_multiple`.
+    """How many rows a batch has: the filled ones, and empty ones up to a multiple of `rows_multiple`."""
+    return -(-filled_rows(batch_tokens, row_length) // rows_multiple) * rows_multiple
 
-    If that costs no more than an eighth of the batch, a multiple of 16 too, so that a run has the
-    same batches whether 1, 2, 4, 8 or 16 devices (or pieces of an accumulated step) share them.
+
+def filled_rows(batch_tokens: int, row_length: int) -> int:
+    """How many rows hold at most `batch_tokens`; one, if even that has more.
+
+    If that costs no more than an eighth of the batch, a multiple of 16 (or 8, 4, 2), so that as many
+    devices, or pieces of an accumulated step, share a batch without empty rows.
     """
-    most = batch_tokens // row_length
-    for alike in (16, 8, 4, 2):
-        multiple = math.lcm(alike, rows_multiple)
-        rows = most // multiple * multiple
-        if rows and 8 * rows >= 7 * most:
-            return rows
-    return max(1, most // rows_multiple) * rows_multiple
+    most = max(1, batch_tokens // row_length)
+    multiples = (most // alike * alike for alike in (16, 8, 4, 2, 1))
+    return next(rows for rows in multiples if 8 * rows >= 7 * most)
 
 
 class _Cells:
@@ -271,16 +295,18 @@ def _take_rows(cells: _Cells, first: int, length: int, at_most: int | None = Non
 
 
 def assemble(
-    rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], row_length: int, first_row: int = 0
+    rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
+    row_length: int,
+    numbers: Sequence[int] | None = None,
 ) -> Batch:
     """The batch of these rows of (source ids, target ids), each side [rows, row_length] int32.
 
-    `first_row`: the number of the first row in the global batch.
+    `numbers`: the rows' numbers in the global batch; None: 0, 1, ...
     """
     return Batch(
         source=_side([[source for source, _ in row] for row in rows], row_length),
         target=_side([[target for _, target in row] for row in rows], row_length),
-        rows=np.arange(first_row, first_row + len(rows), dtype=np.int32),
+        rows=np.array(range(len(rows)) if numbers is None else numbers, np.int32),
     )
 
 

@@ -11,7 +11,7 @@ import grain
 from transformer_jax.config import Config
 from transformer_jax.data import corpora
 from transformer_jax.data.batch import Batch
-from transformer_jax.data.batching import BatchPlan, assemble
+from transformer_jax.data.batching import ALL, BatchPlan, Share, assemble
 from transformer_jax.data.tokenized import TokenizedCorpus, tokenize
 from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
 from transformer_jax.errors import UserError
@@ -65,6 +65,12 @@ def prepare(config: Config, workdir: Path) -> Dataset:
     return Dataset(vocabulary, tokens, workdir)
 
 
+def prepared(config: Config, workdir: Path) -> Dataset:
+    """What `prepare` left in the run folder; another process may have done that."""
+    vocabulary = Vocabulary.load(workdir / "vocabulary.model", size=config.data.vocab_size)
+    return Dataset(vocabulary, TokenizedCorpus.load(workdir / "data" / "train"), workdir)
+
+
 def _vocabulary(config: Config, train: corpora.Corpus, path: Path) -> Vocabulary:
     size = config.data.vocab_size
     if path.exists():
@@ -85,16 +91,16 @@ def training_batches(
     *,
     start_step: int,
     rows_multiple: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = ALL,
 ) -> Iterator[Batch]:
     """The batches of start_step, start_step + 1, ..., without end, made by other threads.
 
     Each process gets its share of the rows of a global batch that does not depend on how many
-    processes there are; `rows_multiple` is what a global batch's number of rows must divide by.
+    processes or devices there are, but for empty rows at its end: their number is a multiple of
+    `rows_multiple`.
     """
-    if rows_multiple % process_count:
-        raise ValueError(f"{rows_multiple=} must be a multiple of {process_count=}")
+    if rows_multiple % share.of:
+        raise ValueError(f"{rows_multiple=} must be a multiple of {share.of=}")
     plan = BatchPlan(
         dataset.train.lengths,
         batch_tokens=config.data.batch_tokens,
@@ -102,7 +108,7 @@ def training_batches(
         seed=config.train.seed,
         rows_multiple=rows_multiple,
     )
-    source = _Batches(dataset.train, plan, process_index, process_count)
+    source = _Batches(dataset.train, plan, share)
     steps = grain.MapDataset.source(range(start_step, _ENDLESS)).map(source.batch)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
     return iter(steps.to_iter_dataset(options))
@@ -117,17 +123,15 @@ class _Batches:
 
     corpus: TokenizedCorpus
     plan: BatchPlan
-    process_index: int = 0
-    process_count: int = 1
+    share: Share
 
     def batch(self, step: int) -> Batch:
         planned = self.plan.batch(step)
-        share = len(planned.rows) // self.process_count
-        first = share * self.process_index
-        rows = planned.rows[first : first + share]
+        numbers = self.share.rows(len(planned.rows))
+        rows = [planned.rows[number] for number in numbers]
         pairs = iter(self.corpus.read([pair for row in rows for pair in row]))
         filled = [[next(pairs) for _ in row] for row in rows]
-        return assemble(filled, planned.row_length, first_row=first)
+        return assemble(filled, planned.row_length, numbers)
 
 
 def read_text(workdir: Path, split: str) -> Text | None:

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,16 @@ class Translator:
         self.batch_tokens = 2048 if jax.default_backend() == "cpu" else 8192
 
     @classmethod
-    def from_workdir(cls, workdir: str | Path, checkpoint: str = "latest") -> "Translator":
-        """The translator of a run folder, on all local devices.
+    def from_workdir(
+        cls, workdir: str | Path, checkpoint: str = "latest", *, mesh: Mesh | None = None
+    ) -> "Translator":
+        """The translator of a run folder.
 
-        `checkpoint`: "latest", "best" (by validation BLEU), "average" or a step.
+        Args:
+          workdir: the run folder.
+          checkpoint: "latest", "best" (by validation BLEU), "average" or a step.
+          mesh: the devices that share the sentences, of all processes that make this call. None: all
+            devices of this one.
 
         Raises:
           UserError: no such run folder or checkpoint.
@@ -79,12 +86,16 @@ class Translator:
         config, model, step = checkpoints.load_model(workdir, checkpoint)
         path = Path(workdir) / "vocabulary.model"
         vocabulary = Vocabulary.load(path, size=config.model.vocab_size)
-        devices = jax.local_devices()
-        mesh = Mesh(devices, ("data",))
+        if mesh is None:
+            mesh = Mesh(jax.local_devices(), ("data",))
         translator = cls(model, vocabulary, config.decode, config.data.max_length, mesh=mesh)
         translator.step = step
         everywhere = jax.NamedSharding(mesh, PartitionSpec())
-        return translator.with_params(jax.device_put(translator.params, everywhere))
+
+        def replicate(leaf: jax.Array) -> jax.Array:
+            return jax.make_array_from_callback(leaf.shape, everywhere, lambda _: leaf)
+
+        return translator.with_params(jax.tree.map(replicate, translator.params))
 
     def with_params(self, params: Params) -> "Translator":
         """The same with other weights of the same shapes; nothing is compiled again."""
@@ -99,6 +110,7 @@ class Translator:
         beam_size: int | None = None,
         alpha: float | None = None,
         progress: bool = False,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> list[str]:
         """One line for every line; a blank line stays empty.
 
@@ -111,6 +123,7 @@ class Translator:
           beam_size: W; 1 is greedy search.
           alpha: the length penalty's exponent.
           progress: show a bar when stderr is a terminal.
+          before_batch: called before each batch; what it raises ends the translation.
         """
         beam_size = self.decode.beam_size if beam_size is None else beam_size
         alpha = self.decode.alpha if alpha is None else alpha
@@ -129,6 +142,7 @@ class Translator:
         hidden = not (progress and sys.stderr.isatty())
         with tqdm(total=len(spoken), unit=" sentences", disable=hidden) as bar:
             for group in groups:
+                before_batch()
                 members = [spoken[member] for member in group.members]
                 ids = self._search(
                     [sources[index] for index in members],

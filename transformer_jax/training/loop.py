@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from transformer_jax.config import Config
@@ -36,10 +35,12 @@ def train(
     evaluate: Evaluate,
     save: Callable[[TrainState], None],
     should_stop: Callable[[], bool] = lambda: False,
+    evaluate_first: bool = False,
 ) -> TrainState:
     """Train from `state` to config.train.num_steps, or until `should_stop`; the last state is saved.
 
-    `batches` starts with the batch of step `state.step`. The device never waits for logging: sums
+    `batches` starts with the batch of step `state.step`. `evaluate_first`: that step's evaluation is
+    missing, since the process before this one ended in it. The device never waits for logging: sums
     are fetched by another thread while the next steps run.
     """
     timing = config.train
@@ -47,9 +48,12 @@ def train(
     start = int(state.step)
     in_flight: collections.deque[LossSums] = collections.deque()
     with Progress(start, timing.num_steps) as progress, _Log(config, writer, progress) as log:
+        if evaluate_first:
+            with log.paused():
+                writer.write(start, evaluate(state))
         for step in range(start + 1, timing.num_steps + 1):
-            batch = next(batches)
-            state, sums = train_step(state, put(batch, mesh))
+            batch = put(next(batches), mesh)
+            state, sums = train_step(state, batch)
             log.add(batch, sums)
             in_flight.append(sums)
             if len(in_flight) > _STEPS_AHEAD:
@@ -79,11 +83,9 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
 
 
 class _Counts(NamedTuple):
-    """One step's sums, still on the device, and what the host knows of its batch."""
+    """One step's sums, still on the device, and the positions of its global batch."""
 
     sums: LossSums
-    source_tokens: int
-    target_tokens: int
     positions: int
 
 
@@ -105,9 +107,8 @@ class _Log:
         self._raise_failed()
 
     def add(self, batch: Batch, sums: LossSums) -> None:
-        source, target = batch.source.segments, batch.target.segments
-        counts = int(np.count_nonzero(source)), int(np.count_nonzero(target))
-        self._window.append(_Counts(sums, *counts, source.size + target.size))
+        positions = batch.source.segments.size + batch.target.segments.size
+        self._window.append(_Counts(sums, positions))
 
     def report(self, step: int) -> None:
         self._raise_failed()
@@ -131,7 +132,9 @@ class _Log:
 
     def _write(self, step: int, window: list[_Counts], seconds: float) -> None:
         means = Means.of(counts.sums for counts in window)
-        tokens = sum(counts.source_tokens + counts.target_tokens for counts in window)
+        tokens = sum(
+            float(counts.sums.source_tokens) + float(counts.sums.tokens) for counts in window
+        )
         config = self._config
         rate = learning_rate(step, config.optimizer, config.model.d_model)
         scalars = {

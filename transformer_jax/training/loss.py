@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from transformer_jax.config import TrainConfig
 from transformer_jax.data.batch import Batch
 from transformer_jax.model.noise import Noise
-from transformer_jax.model.on_mesh import BATCH_AXES
+from transformer_jax.model.on_mesh import BATCH_AXES, HEADS_AXIS
 from transformer_jax.model.transformer import Transformer
 
 Scalar = Float[Array, ""]
@@ -28,6 +28,7 @@ class LossSums(NamedTuple):
     negative_log_likelihood: Scalar  # without smoothing
     correct: Scalar  # tokens that the model would have chosen
     tokens: Scalar  # how many target tokens
+    source_tokens: Scalar
 
 
 class Means(NamedTuple):
@@ -40,8 +41,8 @@ class Means(NamedTuple):
     @classmethod
     def of(cls, batches: Iterable[LossSums]) -> "Means":
         """The means over all tokens of these batches; NaN if there are none."""
-        sums = np.array(jax.device_get(list(batches)), np.float64).reshape(-1, 4).sum(axis=0)
-        loss, nll, correct, tokens = sums.tolist()
+        sums = np.array(jax.device_get(list(batches)), np.float64).reshape(-1, 5).sum(axis=0)
+        loss, nll, correct, tokens, _ = sums.tolist()
         if not tokens:
             return cls(math.nan, math.nan, math.nan)
         return cls(loss / tokens, float(np.exp(nll / tokens)), correct / tokens)
@@ -59,27 +60,34 @@ def loss_sums(
     """The loss of a batch; its first field has the gradient.
 
     Each device projects its own rows on the vocabulary and sums over them, at most `logits_chunk`
-    tokens at a time (0: all of them at once).
+    tokens at a time (0: all of them at once). Devices along `tensor`, which hold the same rows, take
+    a part of the positions each: that splits the work as evenly as parts of the vocabulary would,
+    and needs no maximum or sum across devices in the middle of the softmax.
     """
+    ways = mesh.shape[HEADS_AXIS]
+    splits = ways > 1 and batch.target.ids.shape[1] % ways == 0
+    axes = (*BATCH_AXES, HEADS_AXIS) if splits else BATCH_AXES
 
     def on_each_device(hidden: Array, embedding: Array, labels: Array, weights: Array):
         sums = linear_cross_entropy(
             hidden.reshape(-1, hidden.shape[-1]),
-            jax.lax.pcast(embedding, BATCH_AXES, to="varying"),
+            jax.lax.pcast(embedding, axes, to="varying"),
             labels.reshape(-1),
             label_smoothing=label_smoothing,
             weights=weights.reshape(-1),
             chunk=logits_chunk,
         )
-        return jax.lax.psum(sums, BATCH_AXES)
+        return jax.lax.psum(sums, axes)
 
-    rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+    tokens = PartitionSpec(BATCH_AXES, HEADS_AXIS if splits else None)
+    whole = PartitionSpec()
     hidden = model.hidden(batch, noise=noise)
     weights = (batch.target.segments > 0).astype(jnp.float32)
     sums: CrossEntropySums = jax.shard_map(
-        on_each_device, mesh=mesh, in_specs=(rows, whole, rows, rows), out_specs=whole
+        on_each_device, mesh=mesh, in_specs=(tokens, whole, tokens, tokens), out_specs=whole
     )(hidden, model.embedding.table[...], batch.target.ids, weights)
-    return LossSums(*sums, tokens=weights.sum())
+    source_tokens = (batch.source.segments > 0).sum(dtype=jnp.float32)
+    return LossSums(*sums, tokens=weights.sum(), source_tokens=source_tokens)
 
 
 def training_loss(

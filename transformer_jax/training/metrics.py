@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import tensorboardX
 from tqdm import tqdm
 
@@ -19,10 +20,16 @@ log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Writes scalars by step; after a resume, what a lost stretch of the run wrote is cut off."""
+    """Writes scalars by step; after a resume, what a lost stretch of the run wrote is cut off.
+
+    Of many processes the first one writes.
+    """
 
     def __init__(self, workdir: Path, start_step: int):
         """`start_step`: the run goes on after this one."""
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         path = metrics_path(workdir)
         _drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8")
@@ -40,12 +47,13 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        if self._writes:
+            self._file.close()
+            self._tensorboard.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl (null for what is not finite), and one TensorBoard event a scalar."""
-        if not scalars:
+        if not (scalars and self._writes):
             return
         finite = {name: x if math.isfinite(x) else None for name, x in scalars.items()}
         with self._lock:
@@ -93,7 +101,7 @@ class Progress:
     def __init__(self, start_step: int, num_steps: int):
         """The bar starts at `start_step` of `num_steps`."""
         self._num_steps = num_steps
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr.isatty() and jax.process_index() == 0
         self._bar = tqdm(
             total=num_steps, initial=start_step, unit="step", disable=not self._live, smoothing=0.1
         )

@@ -10,9 +10,11 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import MeshConfig
+from transformer_jax.data.batching import Share
 from transformer_jax.errors import UserError
 from transformer_jax.model.on_mesh import BATCH_AXES
 
@@ -48,6 +50,23 @@ def make_mesh(config: MeshConfig) -> Mesh:
 def batch_ways(mesh: Mesh) -> int:
     """How many ways a batch's rows are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def share_of_process(mesh: Mesh) -> Share:
+    """The rows of every batch that this process's devices hold, whatever the order of the devices."""
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    parts = (owners.reshape(batch_ways(mesh), -1) == jax.process_index()).any(axis=1)
+    return Share(tuple(np.flatnonzero(parts).tolist()), batch_ways(mesh))
+
+
+def spread(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process has as a whole, as global arrays: each device gets its part."""
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index]
+        ),
+        tree,
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

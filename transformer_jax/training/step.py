@@ -111,7 +111,7 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], Loss
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return loss_sums(model, batch, mesh, label_smoothing=0.0, logits_chunk=chunk)
 
-    return jax.jit(eval_step)
+    return jax.jit(eval_step, out_shardings=replicated(mesh))
 
 
 def _pieces(batch: Batch, count: int) -> Batch:
