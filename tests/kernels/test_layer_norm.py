@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_kernels import layer_norm
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +59,18 @@ def test_equals_its_parts(implementation, shape, rate, seed):
     arrays = example(seed, *shape)
     options = {"rate": rate, "seed": jnp.uint32(seed), "row_ids": jnp.arange(shape[0]) + 3}
     ours = value_and_gradients(fused(implementation), arrays, **options)
+    theirs = value_and_gradients(parts, arrays, **options)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))
+
+
+def test_wide_rows_as_a_gpu_has_them(monkeypatch):
+    """Padded to a power of two, and four positions at a time, which is what its registers hold."""
+    monkeypatch.setattr(layer_norm, "platform", lambda: "gpu")
+    assert (layer_norm._rows(512), layer_norm._rows(1024)) == (8, 4)
+    arrays = example(1, 1, 40, 600)
+    options = {"rate": 0.1, "seed": jnp.uint32(1), "row_ids": jnp.array([3])}
+    ours = value_and_gradients(fused("pallas"), arrays, **options)
     theirs = value_and_gradients(parts, arrays, **options)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))

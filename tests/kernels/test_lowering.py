@@ -114,7 +114,7 @@ def test_attention_through_mosaic_is_lowered(queries, keys, k, v, dtype, causal,
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("features, dtype", [(512, jnp.bfloat16), (24, jnp.float32)])
+@pytest.mark.parametrize("features, dtype", [(1024, jnp.bfloat16), (24, jnp.float32)])
 def test_layer_norm_is_lowered(device, features, dtype):
     def gradients(x, residual, scale, bias, seed, rows):
         def total(*arrays):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Mosaic GPU kernels in the GPU interpreter: asynchronous copies, barriers, a detector of races."""
 
+import subprocess
+import sys
+
 import attention_kernels
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 from attention_kernels import mosaic_attention
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from tests.kernels.test_attention import example, value_and_gradients
 
@@ -114,3 +118,16 @@ def test_says_what_it_cannot_do(monkeypatch):
     wide = jnp.zeros((1, 8, 1, 160), jnp.bfloat16)
     with pytest.raises(NotImplementedError, match="heads of 160 and 160 features"):
         attention_kernels.attention(wide, wide, wide, implementation="mosaic_gpu")
+
+
+def test_is_not_chosen_until_it_has_been_timed():
+    """On the very GPU that it is for; and who does not ask for it does not import it."""
+    device = AbstractDevice("NVIDIA H200", 132, "gpu")
+    query, key, value = (array.astype(jnp.bfloat16) for array in example(0)[:3])
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("d",), abstract_device=device)):
+        assert mosaic_attention.unsupported(query, key, value) is None
+        assert attention_kernels.choose_attention(query, key, value) == "pallas"
+    program = (
+        "import sys, attention_kernels; sys.exit('attention_kernels.mosaic_tiles' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
