@@ -3,12 +3,16 @@
 
 <workdir>/checkpoints/<step>/params      the weights, nested by module and parameter name
 <workdir>/checkpoints/<step>/optimizer   Adam's moments and counts
-<workdir>/average/<step>/                the mean of the last n checkpoints' weights (section 6.1)
+<workdir>/checkpoints/<step>/about       the format, the config and the vocabulary's hash
+<workdir>/average/<step>/                the mean of the last n checkpoints' weights (section 6.1):
+                                         params and about
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,6 +36,8 @@ from transformer_jax.training.step import Params, TrainState, model_structure
 
 log = logging.getLogger(__name__)
 
+_FORMAT = 1  # of what this module writes; a reader refuses every other number
+
 
 class Checkpoints:
     """The checkpoints of one run folder: saved in the background, each whole or not at all."""
@@ -39,6 +45,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, every: int, keep: int):
         """The last `keep` of those that are `every` steps apart stay, the newest, and the best."""
         self.workdir = workdir
+        self._bytes = 0  # of the last state that was to be saved
         policy = _Preserved(workdir, every, keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy)
         self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
@@ -63,12 +70,14 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._told_as_user_error():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
                     optimizer=ocp.args.StandardSave(state.optimizer),
+                    about=ocp.args.JsonSave(_about(self.workdir)),
                 ),
             )
 
@@ -87,11 +96,13 @@ class Checkpoints:
         Newer ones are moved to <workdir>/damaged. None: there is no checkpoint.
 
         Raises:
-          UserError: there are checkpoints, but none can be read; all stay where they are.
+          UserError: there are checkpoints, but none can be read, or the newest is of another format,
+            model or vocabulary; all stay where they are.
         """
         failures: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
+                _check_about(_folder(self.workdir) / str(step), self.workdir)
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
@@ -99,6 +110,8 @@ class Checkpoints:
                         optimizer=ocp.args.StandardRestore(like.optimizer),
                     ),
                 )
+            except UserError:
+                raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 _warn_of_damage(self.workdir, step, error)
                 failures[step] = _first_line(error)
@@ -129,9 +142,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # OSError from Orbax, ValueError from TensorStore, ...
+            free = shutil.disk_usage(self.workdir).free
             raise UserError(
-                f"a checkpoint could not be saved in {_folder(self.workdir)}: {_first_line(error)}; "
-                "those before it are whole, and the same command goes on from the last"
+                f"a checkpoint could not be saved in {_folder(self.workdir)}: {_first_line(error)}; it "
+                f"needs {self._bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; those "
+                "before it are whole, and the same command goes on from the last"
             ) from error
 
 
@@ -186,7 +201,10 @@ def load_params(workdir: str | Path, which: str = "latest") -> tuple[int, Params
     like = _abstract_params(load_config(workdir))
     for folder, step in _candidates(workdir, which):
         try:
-            return step, _read(folder, like)
+            _check_about(folder, workdir)
+            return step, _read(folder / "params", like)
+        except UserError:
+            raise
         except Exception as error:  # as in Checkpoints.restore
             _warn_of_damage(workdir, step, error)
     raise UserError(f"no checkpoint of {workdir} can be read with --checkpoint={which}")
@@ -215,7 +233,10 @@ def average(workdir: str | Path, last: int) -> Path:
     read = 0
     for step in steps[-last:]:
         try:
+            _check_about(_folder(workdir) / str(step), workdir)
             params = _read(_folder(workdir) / str(step) / "params", like)
+        except UserError:
+            raise
         except Exception as error:  # as in Checkpoints.restore
             log.warning("checkpoint %d is left out of the average: %s", step, _first_line(error))
             continue
@@ -227,8 +248,10 @@ def average(workdir: str | Path, last: int) -> Path:
         raise UserError(f"none of the last {last} checkpoints in {_folder(workdir)} can be read")
     mean = jax.tree.map(lambda leaf: (leaf / read).astype(np.float32), total)
     folder = workdir.absolute() / "average" / str(steps[-1])
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, mean, force=True)
+    about = ocp.args.JsonSave(_about(workdir))
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        items = ocp.args.Composite(params=ocp.args.StandardSave(mean), about=about)
+        checkpointer.save(folder, items, force=True)
     for old in folder.parent.iterdir():
         if old != folder:
             shutil.rmtree(old)
@@ -247,7 +270,7 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def _candidates(workdir: Path, which: str) -> list[tuple[Path, int]]:
-    """Where the weights may lie, best first, with their steps."""
+    """The checkpoints' folders, best first, with their steps."""
     steps = saved_steps(workdir)
     if which == "average":
         averaged = _steps_in(workdir.absolute() / "average")
@@ -270,7 +293,7 @@ def _candidates(workdir: Path, which: str) -> list[tuple[Path, int]]:
             f"--checkpoint={which} does not exist in {workdir}; there are latest, best, average "
             f"and {', '.join(map(str, steps))}"
         )
-    return [(_folder(workdir) / str(step) / "params", step) for step in chosen]
+    return [(_folder(workdir) / str(step), step) for step in chosen]
 
 
 def _best(workdir: Path, steps: list[int]) -> int:
@@ -294,6 +317,51 @@ def _scores(workdir: Path, steps: Sequence[int]) -> dict[int, float]:
 
 def _regular(steps: Sequence[int], every: int) -> list[int]:
     return [step for step in steps if step % every == 0]
+
+
+def _about(workdir: Path) -> dict[str, Any]:
+    """What a checkpoint of this run folder says of itself; empty where the folder has no such file."""
+    config, vocabulary = workdir / "config.json", workdir / "vocabulary.model"
+    return {
+        "format": _FORMAT,
+        "config": json.loads(config.read_text(encoding="utf-8")) if config.exists() else {},
+        "vocabulary": hashlib.sha256(vocabulary.read_bytes()).hexdigest()
+        if vocabulary.exists()
+        else "",
+    }
+
+
+def _check_about(checkpoint: Path, workdir: Path) -> None:
+    """Refuse a checkpoint that does not belong to its run folder.
+
+    Raises:
+      UserError: its format, its model or its vocabulary is another one.
+      ValueError, KeyError: its `about` is damaged.
+    """
+    path = checkpoint / "about" / "metadata"
+    about: dict[str, Any] = {"format": None}
+    if path.exists():
+        about = json.loads(path.read_text(encoding="utf-8"))
+    if about["format"] != _FORMAT:
+        raise UserError(
+            f"{checkpoint} has format {about['format']}, this version reads {_FORMAT}; read it with "
+            "the version that wrote it, or train anew in another --workdir"
+        )
+    here = _about(workdir)
+    model: dict[str, Any] = about["config"].get("model", {})
+    model_here: dict[str, Any] = here["config"].get("model", {})
+    for name, value in model.items():
+        if name in model_here and model_here[name] != value:
+            raise UserError(
+                f"{checkpoint} was trained with config.model.{name}={value!r}, {workdir}/config.json "
+                f"has {model_here[name]!r}; bring back the config.json that belongs to it"
+            )
+    if about["vocabulary"] and about["vocabulary"] != here["vocabulary"]:
+        raise UserError(
+            f"{checkpoint} was trained with the vocabulary {about['vocabulary'][:12]} (sha256), "
+            f"{workdir}/vocabulary.model is {here['vocabulary'][:12] or 'missing'}; bring back the file "
+            "that belongs to it"
+        )
 
 
 def _read(folder: Path, like: Params) -> Params:

@@ -55,6 +55,7 @@ def loss_sums(
     label_smoothing: float,
     logits_chunk: int = 0,
     noise: Noise | None = None,
+    remat: bool = False,
 ) -> LossSums:
     """The loss of a batch; its first field has the gradient.
 
@@ -74,7 +75,7 @@ def loss_sums(
         return jax.lax.psum(sums, BATCH_AXES)
 
     rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-    hidden = model.hidden(batch, noise=noise)
+    hidden = model.hidden(batch, noise=noise, remat=remat)
     weights = (batch.target.segments > 0).astype(jnp.float32)
     sums: CrossEntropySums = jax.shard_map(
         on_each_device, mesh=mesh, in_specs=(rows, whole, rows, rows), out_specs=whole
@@ -93,4 +94,5 @@ def training_loss(
         label_smoothing=config.label_smoothing,
         logits_chunk=config.logits_chunk,
         noise=noise,
+        remat=config.remat,
     )
