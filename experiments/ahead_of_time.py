@@ -34,9 +34,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from configs import base, big
 from transformer_jax.config import resolve
-from transformer_jax.data.batch import Batch, Tokens
-from transformer_jax.training.sharding import batch_sharding
-from transformer_jax.training.step import abstract_state, make_train_step
+from transformer_jax.dry_run import bytes_needed, compile_step
 
 RESULTS = Path(__file__).parent / "results"
 SPILLS = {"bfloat16": 128, "float32": 640}  # bytes a thread, stores and loads apart
@@ -174,13 +172,7 @@ def train_step(config: ml_collections.ConfigDict, mesh: Mesh):
     config.model.dtype = "bfloat16"
     run = resolve(config)
     rows = -(-TOKENS // 64 // mesh.size) * mesh.size
-
-    def array(*shape: int):
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-
-    tokens = Tokens(*(array(rows, 64) for _ in range(3)))
-    batch = Batch(tokens, tokens, array(rows))
-    return make_train_step(run, mesh).lower(abstract_state(run, mesh), batch).compile()
+    return compile_step(run, mesh, rows, 64)
 
 
 def ptxas_report() -> list[dict[str, Any]]:
@@ -227,12 +219,7 @@ def measure(device: str, what: str, dtype: str, build: Any) -> dict[str, Any]:
     except Exception as error:  # a compiler's refusal is a result
         row |= {"kernels": [], "failure": " ".join(str(error).split())[:200]}
     else:
-        needed = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-        )
+        needed = bytes_needed(memory)
         kernels = ptxas_report() if device == "H200" else []
         row |= {
             "seconds": time.perf_counter() - start,

@@ -470,3 +470,101 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, small_config,
         monkeypatch.setattr(checkpoints._manager, "save", full)
         with pytest.raises(UserError, match=r"could not be saved .* no space left; those before"):
             checkpoints.save(state)
+
+
+def change_about(checkpoint: Path, **values) -> None:
+    path = checkpoint / "about" / "metadata"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize("which", ["latest", "average"])
+def test_a_checkpoint_that_is_not_of_its_folder_is_refused(finished, tmp_path, which):
+    """By whoever reads it; the control is that it is read before."""
+    config, summary = finished
+    workdir = tmp_path / "run"
+    shutil.copytree(summary.workdir, workdir)
+    load_params(workdir, which)
+    checkpoint = workdir / ("average" if which == "average" else "checkpoints") / "6"
+    about = json.loads((checkpoint / "about" / "metadata").read_text())
+
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            load_params(workdir, which)
+        if which == "latest":
+            with pytest.raises(UserError, match=match):
+                average(workdir, 2)
+            with pytest.raises(UserError, match=match):
+                run_training(resolve(config), workdir)
+            assert 6 in saved_steps(workdir), "nothing is moved away"
+
+    change_about(checkpoint, format=99)
+    refused("6 has format 99, this version reads 1")
+    model = about["config"] | {"model": about["config"]["model"] | {"d_model": 48}}
+    change_about(checkpoint, format=1, config=model)
+    refused(r"config\.model\.d_model=48, .*config\.json has 16")
+    change_about(checkpoint, config=about["config"], vocabulary="0" * 64)
+    refused("trained with the vocabulary 000000000000")
+    shutil.rmtree(checkpoint / "about")
+    refused("6 has format None")
+
+
+@pytest.fixture
+def small_filesystem(tmp_path):
+    """A filesystem of 50 MB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small filesystem is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_keeps_the_last_checkpoint_whole(small_filesystem, tmp_path):
+    """The line names the folder and the space; once there is room the same command goes on."""
+    config = tiny(write_corpus(tmp_path / "corpus"))
+    config.model.d_model = 128
+    config.train.eval_every = 100
+    workdir = small_filesystem / "run"
+
+    def train(steps: int) -> subprocess.CompletedProcess:
+        config.train.num_steps = steps
+        return subprocess.run(
+            command(config, workdir), env=environment(), cwd=ROOT, capture_output=True, text=True
+        )
+
+    assert train(2).returncode == 0
+    before = load_params(workdir, "2")[1]
+    filler = small_filesystem / "filler"
+    free = shutil.disk_usage(small_filesystem).free
+    filler.write_bytes(bytes(free - 500_000))  # room for the small files, not for a checkpoint
+    full = train(6)
+    last = full.stderr.strip().splitlines()[-1]
+    assert full.returncode == 2, full.stderr
+    assert last.startswith(f"error: a checkpoint could not be saved in {workdir}/checkpoints")
+    assert "MB are free there" in last
+    assert saved_steps(workdir) == [2]
+    jax.tree.map(np.testing.assert_array_equal, load_params(workdir, "2")[1], before)
+    filler.unlink()
+    resumed = train(6)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after step 2" in resumed.stderr
+
+
+def test_a_bad_step_stops_the_run_before_it_is_saved_or_is_skipped_and_counted(tmp_path):
+    """A learning rate that no model survives, then the same run with steps that are skipped."""
+    config = tiny(write_corpus(tmp_path / "corpus"))
+    config.optimizer.warmup_steps = 1
+    config.optimizer.peak_rate = 1e30
+    with pytest.raises(UserError, match=r"step 2 has a loss .* --replay_step=2 .*on_bad_step=skip"):
+        run_training(resolve(config), tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == []
+    config.train.on_bad_step = "skip"
+    summary = run_training(resolve(config), tmp_path / "run")
+    entries = [json.loads(line) for line in (summary.workdir / "metrics.jsonl").open()]
+    skipped = {
+        entry["step"]: entry["train/skipped"] for entry in entries if "train/skipped" in entry
+    }
+    assert skipped == {2: 1, 4: 2, 6: 2}
+    for leaf in jax.tree.leaves(load_params(tmp_path / "run")[1]):
+        assert np.isfinite(leaf).all()

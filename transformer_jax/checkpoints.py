@@ -3,12 +3,16 @@
 
 <workdir>/checkpoints/<step>/params      the weights, nested by module and parameter name
 <workdir>/checkpoints/<step>/optimizer   Adam's moments and counts
-<workdir>/average/<step>/                the mean of the last n checkpoints' weights (section 6.1)
+<workdir>/checkpoints/<step>/about       the format, the config and the vocabulary's hash
+<workdir>/average/<step>/                the mean of the last n checkpoints' weights (section 6.1):
+                                         params and about
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -33,6 +37,8 @@ from transformer_jax.training.step import Params, TrainState, model_structure
 
 log = logging.getLogger(__name__)
 
+_FORMAT = 1  # of what this module writes; a reader refuses every other number
+
 
 class Checkpoints:
     """The checkpoints of one run folder: saved in the background, each whole or not at all."""
@@ -40,6 +46,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, every: int, keep: int):
         """The last `keep` of those that are `every` steps apart stay, the newest, and the best."""
         self.workdir = workdir
+        self._bytes = 0  # of the last state that was to be saved
         policy = _Preserved(workdir, every, keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy)
         self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
@@ -65,12 +72,14 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._told_as_user_error():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
                     optimizer=ocp.args.StandardSave(state.optimizer),
+                    about=ocp.args.JsonSave(_about(self.workdir)),
                 ),
             )
 
@@ -89,11 +98,13 @@ class Checkpoints:
         Newer ones are moved to <workdir>/damaged. None: there is no checkpoint.
 
         Raises:
-          UserError: there are checkpoints, but none can be read; all stay where they are.
+          UserError: there are checkpoints, but none can be read, or the newest is of another format,
+            model or vocabulary; all stay where they are.
         """
         failures: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
+                _check_about(_folder(self.workdir) / str(step), self.workdir)
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
@@ -101,6 +112,8 @@ class Checkpoints:
                         optimizer=ocp.args.StandardRestore(like.optimizer),
                     ),
                 )
+            except UserError:
+                raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 if jax.process_count() > 1:  # the others may have read their parts of it
                     raise UserError(
@@ -139,9 +152,11 @@ class Checkpoints:
         except Exception as error:  # OSError from Orbax, ValueError from TensorStore, ...
             if distributed.lost_another(error):
                 raise
+            free = shutil.disk_usage(self.workdir).free
             raise UserError(
-                f"a checkpoint could not be saved in {_folder(self.workdir)}: {_first_line(error)}; "
-                "those before it are whole, and the same command goes on from the last"
+                f"a checkpoint could not be saved in {_folder(self.workdir)}: {_first_line(error)}; it "
+                f"needs {self._bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; those "
+                "before it are whole, and the same command goes on from the last"
             ) from error
 
 
@@ -196,7 +211,10 @@ def load_params(workdir: str | Path, which: str = "latest") -> tuple[int, Params
     like = _abstract_params(load_config(workdir))
     for folder, step in _candidates(workdir, which):
         try:
-            return step, _read(folder, like)
+            _check_about(folder, workdir)
+            return step, _read(folder / "params", like)
+        except UserError:
+            raise
         except Exception as error:  # as in Checkpoints.restore
             _warn_of_damage(workdir, step, error)
     raise UserError(f"no checkpoint of {workdir} can be read with --checkpoint={which}")
@@ -225,7 +243,10 @@ def average(workdir: str | Path, last: int) -> Path:
     read = 0
     for step in steps[-last:]:
         try:
+            _check_about(_folder(workdir) / str(step), workdir)
             params = _read(_folder(workdir) / str(step) / "params", like)
+        except UserError:
+            raise
         except Exception as error:  # as in Checkpoints.restore
             log.warning("checkpoint %d is left out of the average: %s", step, _first_line(error))
             continue
@@ -237,8 +258,15 @@ def average(workdir: str | Path, last: int) -> Path:
         raise UserError(f"none of the last {last} checkpoints in {_folder(workdir)} can be read")
     mean = jax.tree.map(lambda leaf: (leaf / read).astype(np.float32), total)
     folder = workdir.absolute() / "average" / str(steps[-1])
-    with _own_checkpointer() as checkpointer:
-        checkpointer.save(folder, mean, force=True)
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(mean), about=ocp.args.JsonSave(_about(workdir))
+    )
+    alone = _alone()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(folder, items, force=True)
     for old in folder.parent.iterdir():
         if old != folder:
             shutil.rmtree(old)
@@ -257,7 +285,7 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def _candidates(workdir: Path, which: str) -> list[tuple[Path, int]]:
-    """Where the weights may lie, best first, with their steps."""
+    """The checkpoints' folders, best first, with their steps."""
     steps = saved_steps(workdir)
     if which == "average":
         averaged = _steps_in(workdir.absolute() / "average")
@@ -280,7 +308,7 @@ def _candidates(workdir: Path, which: str) -> list[tuple[Path, int]]:
             f"--checkpoint={which} does not exist in {workdir}; there are latest, best, average "
             f"and {', '.join(map(str, steps))}"
         )
-    return [(_folder(workdir) / str(step) / "params", step) for step in chosen]
+    return [(_folder(workdir) / str(step), step) for step in chosen]
 
 
 def _best(workdir: Path, steps: list[int]) -> int:
@@ -306,18 +334,61 @@ def _regular(steps: Sequence[int], every: int) -> list[int]:
     return [step for step in steps if step % every == 0]
 
 
+def _about(workdir: Path) -> dict[str, Any]:
+    """What a checkpoint of this run folder says of itself; empty where the folder has no such file."""
+    config, vocabulary = workdir / "config.json", workdir / "vocabulary.model"
+    return {
+        "format": _FORMAT,
+        "config": json.loads(config.read_text(encoding="utf-8")) if config.exists() else {},
+        "vocabulary": hashlib.sha256(vocabulary.read_bytes()).hexdigest()
+        if vocabulary.exists()
+        else "",
+    }
+
+
+def _check_about(checkpoint: Path, workdir: Path) -> None:
+    """Refuse a checkpoint that does not belong to its run folder.
+
+    Raises:
+      UserError: its format, its model or its vocabulary is another one.
+      ValueError, KeyError: its `about` is damaged.
+    """
+    path = checkpoint / "about" / "metadata"
+    about: dict[str, Any] = {"format": None}
+    if path.exists():
+        about = json.loads(path.read_text(encoding="utf-8"))
+    if about["format"] != _FORMAT:
+        raise UserError(
+            f"{checkpoint} has format {about['format']}, this version reads {_FORMAT}; read it with "
+            "the version that wrote it, or train anew in another --workdir"
+        )
+    here = _about(workdir)
+    model: dict[str, Any] = about["config"].get("model", {})
+    model_here: dict[str, Any] = here["config"].get("model", {})
+    for name, value in model.items():
+        if name in model_here and model_here[name] != value:
+            raise UserError(
+                f"{checkpoint} was trained with config.model.{name}={value!r}, {workdir}/config.json "
+                f"has {model_here[name]!r}; bring back the config.json that belongs to it"
+            )
+    if about["vocabulary"] and about["vocabulary"] != here["vocabulary"]:
+        raise UserError(
+            f"{checkpoint} was trained with the vocabulary {about['vocabulary'][:12]} (sha256), "
+            f"{workdir}/vocabulary.model is {here['vocabulary'][:12] or 'missing'}; bring back the file "
+            "that belongs to it"
+        )
+
+
 def _read(folder: Path, like: Params) -> Params:
-    with _own_checkpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         return checkpointer.restore(folder, like)
 
 
-def _own_checkpointer() -> ocp.StandardCheckpointer:
+def _alone() -> ocp.options.MultiprocessingOptions:
     """For what this process reads or writes by itself, whether or not there are others."""
     me = jax.process_index()
-    return ocp.StandardCheckpointer(
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-        )
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
     )
 
 

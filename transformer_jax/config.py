@@ -93,6 +93,9 @@ class TrainConfig:
     seed: int = 0
     label_smoothing: float = 0.1
     logits_chunk: int = 0  # tokens whose logits exist at once; 0: all
+    on_bad_step: str = "stop"  # or "skip"; training/step.py, MOST_LOSS, says what a bad step is
+    remat: bool = False  # compute each layer again in the backward pass, to save memory
+    param_dtype: str = "float32"  # of the copy of the weights that a step computes with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +195,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "train.seed": ("a whole number from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32),
     "train.label_smoothing": _RATE,
     "train.logits_chunk": _NOT_NEGATIVE,
+    "train.on_bad_step": _one_of("stop", "skip"),
+    "train.param_dtype": _one_of("float32", "bfloat16"),
     "decode.beam_size": _POSITIVE,
     "decode.alpha": ("a finite number", math.isfinite),
     "decode.extra_length": _NOT_NEGATIVE,

@@ -46,6 +46,14 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with --c
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Which one this is, from 0 on, with --coordinator."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Compile the step without data, say what it needs, and refuse what cannot fit.",
+)
+_REPLAY_STEP = flags.DEFINE_integer(
+    "replay_step", None, "Compute this step's loss and gradient again, and show its sentences."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -63,6 +71,18 @@ def main(_: Sequence[str]) -> None:
     from transformer_jax.run import Interrupted, describe, run_training
 
     workdir = Path(_WORKDIR.value or Path("runs") / config_name())
+    if _DRY_RUN.value:
+        from transformer_jax.dry_run import dry_run
+        from transformer_jax.training.sharding import make_mesh
+
+        config = _config()
+        print(dry_run(config, make_mesh(config.mesh)))
+        return
+    if _REPLAY_STEP.value is not None:
+        from transformer_jax.replay import replay
+
+        print(replay(_config(), workdir, _REPLAY_STEP.value))
+        return
     try:
         summary = run_training(_config(), workdir)
     except Interrupted as stop:

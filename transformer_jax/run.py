@@ -44,6 +44,8 @@ _FREE = {
     "train.keep",
     "train.accumulate",
     "train.logits_chunk",
+    "train.on_bad_step",
+    "train.remat",
 }
 
 
@@ -106,7 +108,7 @@ def claim(config: Config, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     if saved_steps(workdir):
-        _check_same(load_config(workdir), config, workdir)
+        check_same(load_config(workdir), config, workdir)
     elif path.exists():
         try:
             same_data = load_config(workdir).data == config.data
@@ -117,7 +119,12 @@ def claim(config: Config, workdir: Path) -> None:
     write_whole(path, config.to_json().encode())
 
 
-def _check_same(old: Config, new: Config, workdir: Path) -> None:
+def check_same(old: Config, new: Config, workdir: Path) -> None:
+    """Refuse a config that would not train the folder's model.
+
+    Raises:
+      UserError: names the first field that differs.
+    """
     for section in ("data", "model", "optimizer", "train"):  # model.vocab_size follows data's
         before, after = getattr(old, section), getattr(new, section)
         for field in dataclasses.fields(before):

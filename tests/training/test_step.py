@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: against optax on whole logits, and the same on every mesh and in any pieces."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.optimizer import learning_rate
 from transformer_jax.training.sharding import make_mesh
 from transformer_jax.training.step import (
+    abstract_state,
     initial_state,
     make_eval_step,
     make_train_step,
@@ -147,3 +150,94 @@ def test_a_mesh_that_does_not_fit_is_refused():
         "fsdp": 1,
         "tensor": 2,
     }
+
+
+def poisoned(state):
+    """The state with one weight that is not a number."""
+    params = jax.tree.map(np.array, jax.device_get(state.params))
+    params["embedding"]["table"][5, 0] = np.nan
+    return dataclasses.replace(state, params=jax.device_put(params))
+
+
+@pytest.mark.parametrize("how", ["not finite", "exploded"])
+def test_a_bad_step_changes_nothing_but_the_step(small_config, how):
+    """And the next good one goes on from there; a good step is the control."""
+    run = resolve(small_config)
+    mesh = make_mesh(MeshConfig(data=8))
+    step, state = make_train_step(run, mesh), initial_state(run, mesh)
+    if how == "not finite":
+        state = poisoned(state)
+    else:
+        huge = jax.tree.map(lambda leaf: 1e3 * leaf, state.params)
+        state = dataclasses.replace(state, params=huge)
+    late = jax.device_put(jnp.int32(run.optimizer.warmup_steps), state.step.sharding)
+    state = dataclasses.replace(state, step=late)
+    before = jax.device_get(state)
+    state, sums = step(state, random_batch(0, rows=8))
+    assert int(state.step) == run.optimizer.warmup_steps + 1
+    assert not float(sums.tokens) and not float(sums.loss)
+    for part in ("params", "optimizer"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.device_get(getattr(state, part)),
+            getattr(before, part),
+        )
+
+    good, sums = step(initial_state(run, mesh), random_batch(0, rows=8))
+    assert float(sums.tokens)
+    assert not np.array_equal(
+        good.params["embedding"]["table"], initial_state(run, mesh).params["embedding"]["table"]
+    )
+
+
+def test_rematerialised_layers_train_the_same_model_in_less_memory(noisy_config, one_device):
+    """With dropout on, which must drop the same entries when a layer is computed again."""
+    noisy_config.train.remat = True
+    found, params = losses(noisy_config)
+    np.testing.assert_allclose(found, one_device[0], rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(one_device[1]), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+    def temporary(remat: bool) -> int:
+        noisy_config.train.remat, noisy_config.model.num_layers = remat, 4
+        run = resolve(noisy_config)
+        mesh = make_mesh(MeshConfig(data=8))
+        batch = random_batch(0, rows=64)
+        lowered = make_train_step(run, mesh).lower(abstract_state(run, mesh), batch)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(True) < 0.8 * temporary(False)
+
+
+def test_a_bfloat16_copy_computes_and_float32_weights_learn(small_config):
+    """The loss is that of the rounded weights; updates too small for bfloat16 add up all the same."""
+    small_config.model.dropout = 0.0
+    small_config.optimizer.peak_rate = 1e-5
+    exact = resolve(small_config)
+    small_config.train.param_dtype = "bfloat16"
+    rounding = resolve(small_config)
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    batch = random_batch(0, rows=8)
+
+    def rounded(leaf):
+        return leaf.astype(jnp.bfloat16).astype(jnp.float32) if leaf.ndim > 1 else leaf
+
+    state = initial_state(exact, mesh)
+    state = dataclasses.replace(state, params=jax.tree.map(rounded, state.params))
+    expected = float(make_train_step(exact, mesh)(state, batch)[1].loss)
+    before = jax.device_get(initial_state(rounding, mesh).params)
+    state, sums = make_train_step(rounding, mesh)(initial_state(rounding, mesh), batch)
+    np.testing.assert_allclose(float(sums.loss), expected, rtol=5e-3)
+    for new, old in zip(
+        jax.tree.leaves(jax.device_get(state.params)), jax.tree.leaves(before), strict=True
+    ):
+        assert new.dtype == np.float32
+        assert np.abs(new - old).max() < 1e-5
+    kernel = ("encoder", 0, "feed_forward", "expand", "kernel")
+    new, old = state.params, before
+    for name in kernel:
+        new, old = new[name], old[name]
+    assert not np.array_equal(new, old), "the update was lost"
+    assert np.array_equal(rounded(jnp.asarray(new)), rounded(jnp.asarray(old))) or (
+        np.mean(np.asarray(rounded(jnp.asarray(new)) != rounded(jnp.asarray(old)))) < 0.1
+    )

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Transformer: section 3, figure 1."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -129,6 +132,11 @@ class DecoderLayer(nnx.Module):
         return self.feed_forward_residual(x, self.feed_forward, None), cache
 
 
+def _apply(layer: EncoderLayer | DecoderLayer, remat: bool) -> Callable[..., Array]:
+    call: Callable[..., Array] = type(layer).__call__
+    return functools.partial(nnx.remat(call), layer) if remat else layer
+
+
 class Transformer(nnx.Module):
     """Encoder and decoder over one shared embedding: section 3, figure 1.
 
@@ -154,17 +162,25 @@ class Transformer(nnx.Module):
         """Logits of every target token, given the source and the target tokens before it."""
         return self.logits(self.hidden(batch, noise=noise))
 
-    def hidden(self, batch: Batch, *, noise: Noise | None = None) -> Float[Array, "B T D"]:
-        """The decoder's output, which `logits` projects on the vocabulary."""
-        memory = self.encode(batch.source, noise=noise)
-        return self.decode(batch.target, memory, batch.source.segments, noise=noise)
+    def hidden(
+        self, batch: Batch, *, noise: Noise | None = None, remat: bool = False
+    ) -> Float[Array, "B T D"]:
+        """The decoder's output, which `logits` projects on the vocabulary.
 
-    def encode(self, source: Tokens, *, noise: Noise | None = None) -> Float[Array, "B S D"]:
+        `remat`: of each layer only the input is kept for the backward pass, the rest is computed again.
+        """
+        memory = self.encode(batch.source, noise=noise, remat=remat)
+        segments = batch.source.segments
+        return self.decode(batch.target, memory, segments, noise=noise, remat=remat)
+
+    def encode(
+        self, source: Tokens, *, noise: Noise | None = None, remat: bool = False
+    ) -> Float[Array, "B S D"]:
         """The encoder's output for the source tokens."""
         x = self._with_positions(self.embedding.embed(source.ids), source.positions)
         x = dropout(x, self.config.dropout, at(noise, 0))
         for number, layer in enumerate(self.encoder):
-            x = layer(x, source.segments, at(noise, 2 + 2 * number))
+            x = _apply(layer, remat)(x, source.segments, at(noise, 2 + 2 * number))
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(
@@ -174,6 +190,7 @@ class Transformer(nnx.Module):
         source_segments: Int[Array, "B S"],
         *,
         noise: Noise | None = None,
+        remat: bool = False,
     ) -> Float[Array, "B T D"]:
         """The decoder's output at every target token, from the tokens to its left."""
         shifted = jnp.pad(self.embedding.embed(target.ids), ((0, 0), (1, 0), (0, 0)))[:, :-1]
@@ -181,7 +198,9 @@ class Transformer(nnx.Module):
         x = self._with_positions(jnp.where(first, 0, shifted), target.positions)
         x = dropout(x, self.config.dropout, at(noise, 1))
         for number, layer in enumerate(self.decoder):
-            x = layer(x, memory, target.segments, source_segments, at(noise, 3 + 2 * number))
+            x = _apply(layer, remat)(
+                x, memory, target.segments, source_segments, at(noise, 3 + 2 * number)
+            )
         return x if self.decoder_norm is None else self.decoder_norm(x)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... VOCAB"]:

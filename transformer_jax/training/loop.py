@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from transformer_jax.config import Config
 from transformer_jax.data.batch import Batch
+from transformer_jax.errors import UserError
 from transformer_jax.training.loss import LossSums, Means
 from transformer_jax.training.metrics import MetricsWriter, Progress
 from transformer_jax.training.optimizer import learning_rate
@@ -21,6 +22,7 @@ from transformer_jax.training.step import TrainState, make_train_step
 # Steps that the host may be ahead of the device: enough that the device never waits for the host,
 # few enough that the batches in flight do not fill the memory.
 _STEPS_AHEAD = 2
+_MOST_SKIPPED = 50  # steps in a row: from there on the weights are at fault, not the batches
 
 Evaluate = Callable[[TrainState], dict[str, float]]  # -> scalars by name
 
@@ -42,11 +44,15 @@ def train(
     `batches` starts with the batch of step `state.step`. `evaluate_first`: that step's evaluation is
     missing, since the process before this one ended in it. The device never waits for logging: sums
     are fetched by another thread while the next steps run.
+
+    Raises:
+      UserError: a step was bad (training/step.py), and config.train.on_bad_step does not skip it;
+        nothing that came after it is saved.
     """
     timing = config.train
     train_step = make_train_step(config, mesh)
     start = int(state.step)
-    in_flight: collections.deque[LossSums] = collections.deque()
+    in_flight = _InFlight(config, start)
     with Progress(start, timing.num_steps) as progress, _Log(config, writer, progress) as log:
         if evaluate_first:
             with log.paused():
@@ -55,15 +61,14 @@ def train(
             batch = put(next(batches), mesh)
             state, sums = train_step(state, batch)
             log.add(batch, sums)
-            in_flight.append(sums)
-            if len(in_flight) > _STEPS_AHEAD:
-                jax.block_until_ready(in_flight.popleft())
+            in_flight.add(sums)
             progress.advance()
             if step % timing.log_every == 0 or step == timing.num_steps:
                 log.report(step)
             evaluating = step % timing.eval_every == 0 or step == timing.num_steps
             stopping = should_stop()
             if evaluating or stopping or step % timing.checkpoint_every == 0:
+                in_flight.drain()
                 save(state)  # before the evaluation: whatever happens there, the steps are safe
             if evaluating and not stopping:
                 with log.paused():
@@ -80,6 +85,41 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(sharding, array), batch
     )
+
+
+class _InFlight:
+    """The steps that the device has not finished; each is judged when it has."""
+
+    def __init__(self, config: Config, start: int):
+        self._config, self._finished, self._skipped = config, start, 0
+        self._sums: collections.deque[LossSums] = collections.deque()
+
+    def add(self, sums: LossSums) -> None:
+        self._sums.append(sums)
+        self.drain(_STEPS_AHEAD)
+
+    def drain(self, leave: int = 0) -> None:
+        """Wait until at most so many are left."""
+        while len(self._sums) > leave:
+            sums = jax.block_until_ready(self._sums.popleft())
+            self._finished += 1
+            self._skipped = 0 if float(sums.tokens) else self._skipped + 1
+            stops = self._config.train.on_bad_step == "stop"
+            if self._skipped > (0 if stops else _MOST_SKIPPED):
+                self._fail()
+
+    def _fail(self) -> None:
+        step, many = self._finished, self._skipped
+        remedy = (
+            "config.train.on_bad_step=skip goes on without such steps"
+            if many == 1
+            else f"it is the last of {many} that were skipped in a row: lower the learning rate"
+        )
+        raise UserError(
+            f"step {step} has a loss or gradient that is not finite, or a loss that exploded; it "
+            "changed nothing, and the checkpoints before it are whole. The same command with "
+            f"--replay_step={step} shows its batch; {remedy}"
+        )
 
 
 class _Counts(NamedTuple):
@@ -145,6 +185,7 @@ class _Log:
             "train/tokens_per_second": tokens / seconds,
             "train/seconds_per_step": seconds / len(window),
             "train/real_positions": tokens / sum(counts.positions for counts in window),
+            "train/skipped": sum(not float(counts.sums.tokens) for counts in window),
         }
         self._writer.write(step, scalars)
         left = (config.train.num_steps - step) * seconds / len(window)

@@ -56,6 +56,7 @@ def loss_sums(
     label_smoothing: float,
     logits_chunk: int = 0,
     noise: Noise | None = None,
+    remat: bool = False,
 ) -> LossSums:
     """The loss of a batch; its first field has the gradient.
 
@@ -81,7 +82,7 @@ def loss_sums(
 
     tokens = PartitionSpec(BATCH_AXES, HEADS_AXIS if splits else None)
     whole = PartitionSpec()
-    hidden = model.hidden(batch, noise=noise)
+    hidden = model.hidden(batch, noise=noise, remat=remat)
     weights = (batch.target.segments > 0).astype(jnp.float32)
     sums: CrossEntropySums = jax.shard_map(
         on_each_device, mesh=mesh, in_specs=(tokens, whole, tokens, tokens), out_specs=whole
@@ -101,4 +102,5 @@ def training_loss(
         label_smoothing=config.label_smoothing,
         logits_chunk=config.logits_chunk,
         noise=noise,
+        remat=config.remat,
     )

@@ -2,6 +2,7 @@
 """The training step: gradients of one global batch, and the update of the weights."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,13 +22,17 @@ from transformer_jax.training.sharding import batch_sharding, replicated, state_
 
 Params = dict[str, Any]
 
+# A step is bad if its loss or its gradient is not finite, or if, after the warm-up, its loss is above
+# so many times ln(VOCAB), which is the loss of a model that guesses.
+MOST_LOSS = 2.0
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that a step changes. Randomness is a function of (seed, step), so there is none here."""
 
-    step: Any  # int32 scalar: how many updates the parameters have had
+    step: Any  # int32 scalar: how many steps were made, those that were skipped included
     params: Params  # nested by module and parameter name, float32
     optimizer: Any  # optax's state: Adam's moments and counts
 
@@ -60,36 +65,73 @@ def model_structure(config: Config) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: Transformer(config.model, rngs=nnx.Rngs(0))))[0]
 
 
-def make_train_step(
+def make_gradients(
     config: Config, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, LossSums]]:
-    """A compiled function (state, batch) -> (new state, sums over the batch).
+) -> Callable[[Params, Batch, jax.Array], tuple[LossSums, Params]]:
+    """A function (params, batch, step) -> (sums over the batch, gradient of the mean loss, float32).
 
-    The state's buffers are donated: the state that was passed in is gone. The batch is computed in
-    config.train.accumulate pieces; the update is the same for any number of them.
+    With config.train.param_dtype=bfloat16 the matrices are rounded once, before everything else, so
+    that what an fsdp mesh gathers is half as large; the float32 weights remain those that Adam moves.
     """
     structure = model_structure(config)
-    optimizer = make_optimizer(config.optimizer, config.model.d_model)
 
-    def gradients(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
+    def of_piece(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
         def loss(params: Params) -> tuple[jax.Array, LossSums]:
             noise = Noise.of_step(config.train.seed, step, batch.rows)
             sums = training_loss(nnx.merge(structure, params), batch, mesh, config.train, noise)
             return sums.loss, sums
 
         (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return sums, grads
+        return sums, jax.tree.map(lambda grad: grad.astype(jnp.float32), grads)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, LossSums]:
+    def gradients(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
+        params = _rounded(params, jnp.dtype(config.train.param_dtype))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # model/on_mesh.py reads it
             sums, grads = _accumulate(
-                lambda piece: gradients(state.params, piece, state.step),
+                lambda piece: of_piece(params, piece, step),
                 _pieces(batch, config.train.accumulate),
             )
         # One division for the whole mesh: a mean of the devices' means is a different gradient.
-        grads = jax.tree.map(lambda grad: grad / jnp.maximum(sums.tokens, 1.0), grads)
+        return sums, jax.tree.map(lambda grad: grad / jnp.maximum(sums.tokens, 1.0), grads)
+
+    return gradients
+
+
+def _rounded(params: Params, dtype: jnp.dtype) -> Params:
+    """The matrices in this dtype; norms and biases, a thousandth of the weights, as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
+
+
+def _is_good(config: Config, step: jax.Array, sums: LossSums, grads: Params) -> jax.Array:
+    """Whether a step may change the weights; the same scalar on every device."""
+    loss = sums.loss / jnp.maximum(sums.tokens, 1.0)
+    limit = MOST_LOSS * math.log(config.model.vocab_size)
+    calm = (step < config.optimizer.warmup_steps) | (loss <= limit)
+    return jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads)) & calm
+
+
+def make_train_step(
+    config: Config, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, LossSums]]:
+    """A compiled function (state, batch) -> (new state, sums over the batch).
+
+    The state's buffers are donated: the state that was passed in is gone. The batch is computed in
+    config.train.accumulate pieces; the update is the same for any number of them. A bad step (see
+    MOST_LOSS) changes neither weights nor moments, and its sums are zeros.
+    """
+    optimizer = make_optimizer(config.optimizer, config.model.d_model)
+    gradients = make_gradients(config, mesh)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, LossSums]:
+        sums, grads = gradients(state.params, batch, state.step)
+        good = _is_good(config, state.step, sums, grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
+        params, optimizer_state, sums = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, optimizer_state, sums),
+            (state.params, state.optimizer, jax.tree.map(jnp.zeros_like, sums)),
+        )
         return TrainState(state.step + 1, params, optimizer_state), sums
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))

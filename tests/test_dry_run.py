@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run would need: FLOPs, memory, bytes between devices; and one step of it again."""
+
+import subprocess
+
+import jax
+import pytest
+
+from tests.test_configs import get_config
+from tests.test_run import ROOT, command, environment, tiny, write_corpus
+from transformer_jax import dry_run as module
+from transformer_jax.collectives import Collective, bytes_of_collectives, bytes_sent
+from transformer_jax.config import MeshConfig, resolve
+from transformer_jax.dry_run import batch_shapes, compile_step, dry_run
+from transformer_jax.errors import UserError
+from transformer_jax.flops import flops_of_step
+from transformer_jax.training.sharding import make_mesh
+from transformer_jax.training.step import abstract_state
+
+
+@pytest.mark.parametrize("name, teraflops", [("base", 9.45), ("big", 32.1)])
+def test_flops_are_those_of_the_products_written_out(name, teraflops):
+    """25,000 positions a side without the attention's own products, which are a few percent."""
+    counted = flops_of_step(resolve(get_config(name)).model, rows=390, length=64) / 1e12
+    assert teraflops < counted < 1.04 * teraflops
+
+
+def test_collectives_are_read_from_hlo():
+    hlo = """
+      %a = (f32[4,2]{1,0}, f32[]) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%sum
+      %b = bf16[8,4]{1,0} all-gather(%z), replica_groups=[2,4]<=[8], dimensions={0}
+      %c = f32[2]{0} reduce-scatter(%w), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%sum
+      %d = (f32[2]{0}, f32[8]{0}) all-gather-start(%v), replica_groups=[2,4]<=[8]
+      %e = f32[8]{0} all-gather-done(%d)
+      %f = f32[3]{0} all-reduce(%u), replica_groups={{0},{1}}, to_apply=%sum
+      %g = f32[5]{0} collective-permute(%t), source_target_pairs={{0,1},{1,0}}
+    """
+    found = bytes_of_collectives(hlo, 8)
+    assert found == {
+        Collective("all-reduce", 2): 36,
+        Collective("all-gather", 4): 64 + 32,
+        Collective("reduce-scatter", 8): 64,
+        Collective("collective-permute", 8): 20,
+    }
+    assert bytes_sent(found) == 36 + 96 * 3 / 4 + 64 * 7 / 8 + 20
+
+
+def test_data_parallel_steps_send_each_gradient_once(small_config):
+    run = resolve(small_config)
+    mesh = make_mesh(MeshConfig(data=8))
+    found = bytes_of_collectives(compile_step(run, mesh, 8, 32).as_text(), 8)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(run, mesh).params))
+    assert {of.kind for of in found} == {"all-reduce"}
+    assert found[Collective("all-reduce", 8)] == pytest.approx(4 * weights, rel=0.05)
+
+
+def test_a_dry_run_says_what_a_step_needs_and_refuses_what_does_not_fit(small_config, monkeypatch):
+    run = resolve(small_config)
+    mesh = make_mesh(run.mesh)
+    text = dry_run(run, mesh)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(run, mesh).params))
+    assert f"{weights:,}" in text and "all-reduce of 8" in text
+    for rows, length in batch_shapes(run, mesh):
+        assert f"{rows} x {length}" in text
+    monkeypatch.setattr(module, "_bytes_of_device", lambda _: 1_000)
+    with pytest.raises(UserError, match=r"a step needs .* there are 0\.00 GB; .*remat"):
+        dry_run(run, mesh)
+
+
+def test_main_makes_no_folder_in_a_dry_run_and_replays_a_step(tmp_path):
+    config = tiny(write_corpus(tmp_path / "corpus"))
+    config.train.num_steps = 4
+    workdir = tmp_path / "run"
+
+    def main(*flags: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command(config, workdir, *flags),
+            env=environment(), cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    dry = main("--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert "FLOPs a step" in dry.stdout and not workdir.exists()
+    assert main("--replay_step=1").returncode == 2  # there is no run folder
+    assert main().returncode == 0
+    replayed = main("--replay_step=3")
+    assert replayed.returncode == 0, replayed.stderr
+    first, *lines = replayed.stdout.splitlines()
+    assert first == "step 3, with the weights of checkpoint 2"
+    assert any(line.startswith("gradient encoder/0 ") for line in lines)
+    corpus = {
+        (english, german)
+        for english, german in zip(
+            (tmp_path / "corpus" / "train.en").read_text().splitlines(),
+            (tmp_path / "corpus" / "train.de").read_text().splitlines(),
+            strict=True,
+        )
+    }
+    shown = [line.split(": ", 1)[1].split(" ||| ") for line in lines if line.startswith("row ")]
+    assert len(shown) > 10 and all(tuple(pair) in corpus for pair in shown)
