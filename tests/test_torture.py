@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base, demo
 from tests import processes
 from tests.test_run import tiny, write_corpus
 from transformer_jax.checkpoints import load_params, saved_steps
@@ -117,3 +118,23 @@ def test_thirty_kills_of_one_process_and_of_one_of_two(tmp_path):
     random.Random(1).shuffle(killings)
     assert len(killings) == 30
     torture(killings, 3000, tmp_path)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_base_and_ends_within_30_seconds(tmp_path):
+    """65 million parameters, their moments, and the steps that the device is in, of 1,024 tokens."""
+    config = base.get_config()
+    config.data = demo.get_config().data
+    config.data.splits = {"train": "train", "validation": "", "test": ""}
+    config.data.batch_tokens = 1024
+    config.model.vocab_size = 37_000  # of which the phrasebook uses a thousand
+    config.train.checkpoint_every = 3
+    running = processes.launch(config, tmp_path / "run", devices=1)
+    while not saved_steps(tmp_path / "run") and running[0].poll() is None:
+        time.sleep(0.1)
+    start = time.monotonic()
+    running[0].send_signal(signal.SIGTERM)
+    ((code, errors),) = processes.finish(running)
+    assert time.monotonic() - start < 30
+    assert code == 128 + signal.SIGTERM, errors
+    assert f"step {saved_steps(tmp_path / 'run')[-1]} is saved" in errors
