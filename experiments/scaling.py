@@ -94,18 +94,18 @@ def measure(name: str) -> dict[str, Any]:
     config = importlib.import_module(f"configs.{name}").get_config()
     config.model.dtype = "float32"
     run = resolve(config)
+    flops = flops_of_step(run.model, source=ROWS * LENGTH, target=ROWS * LENGTH)
     rows = []
     for title, sizes in MESHES.items():
         mesh = make_mesh(sizes)
         found = bytes_of_collectives(compile_step(run, mesh, ROWS, LENGTH).as_text(), 8)
         leaves = jax.tree.leaves(abstract_state(run, mesh).params)
         weights = sum(math.prod(leaf.shape) for leaf in leaves)
-        flops = flops_of_step(run.model, rows=ROWS, length=LENGTH) / 8
         predicted = []
         for chips in CHIPS:
             parts = at_scale(found, sizes, chips, weights)
             predicted += [
-                {"chips": chips, **predict(hardware, flops, *parts)} for hardware in HARDWARE
+                {"chips": chips, **predict(hardware, flops / 8, *parts)} for hardware in HARDWARE
             ]
         collectives = [
             {"kind": of.kind, "group": of.group, "bytes": size} for of, size in found.items()
@@ -116,7 +116,7 @@ def measure(name: str) -> dict[str, Any]:
         "model": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "jax": jax.__version__,
-        "flops": flops_of_step(run.model, rows=ROWS, length=LENGTH),
+        "flops": flops,
         "rows": rows,
     }
 

@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would need: FLOPs, memory, bytes between devices; and one step of it again."""
+"""What a run would need: memory, bytes between devices; and one step of it again."""
 
 import subprocess
 
 import jax
 import pytest
 
-from tests.test_configs import get_config
 from tests.test_run import ROOT, command, environment, tiny, write_corpus
 from transformer_jax import dry_run as module
 from transformer_jax.collectives import Collective, bytes_of_collectives, bytes_sent
 from transformer_jax.config import MeshConfig, resolve
 from transformer_jax.dry_run import batch_shapes, compile_step, dry_run
 from transformer_jax.errors import UserError
-from transformer_jax.flops import flops_of_step
 from transformer_jax.training.sharding import make_mesh
 from transformer_jax.training.step import abstract_state
-
-
-@pytest.mark.parametrize("name, teraflops", [("base", 9.45), ("big", 32.1)])
-def test_flops_are_those_of_the_products_written_out(name, teraflops):
-    """25,000 positions a side without the attention's own products, which are a few percent."""
-    counted = flops_of_step(resolve(get_config(name)).model, rows=390, length=64) / 1e12
-    assert teraflops < counted < 1.04 * teraflops
 
 
 def test_collectives_are_read_from_hlo():

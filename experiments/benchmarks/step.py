@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 from configs import base, big
 from experiments.benchmarks.programs import JaxProgram, TorchProgram, torch_device
 from experiments.benchmarks.rows import Entry, Row
-from experiments.benchmarks.work import step_flops
 from transformer_jax.config import Config, resolve
 from transformer_jax.data.batch import EOS, Batch, Tokens
+from transformer_jax.flops import flops_of_step
 from transformer_jax.training.step import TrainState, initial_state, make_train_step
 
 KIND = "step"
@@ -69,8 +69,9 @@ def rows(smoke: bool) -> list[Row]:
         length = 16 if smoke else LENGTH
         batch = functools.partial(make_batch, count, length, run.model.vocab_size)
         positions = count * length
+        flops = flops_of_step(resolve(run).model, source=positions, target=positions)
         facts = {
-            "flops": {KIND: step_flops(resolve(run).model, positions, positions)},
+            "flops": {KIND: flops},
             "tokens": 2 * positions,
             "peers": PEERS,
         }

@@ -2,43 +2,10 @@
 """The useful work of what the GPU benchmarks run, counted by hand.
 
 A compiler's own count is of what it was given: loop bodies once, kernels only if they say so, and work
-that a mask makes useless like any other. Letters as everywhere: B, T, S, H, K, V, D, F, N, VOCAB.
+that a mask makes useless like any other. A whole step's is in transformer_jax/flops.py.
 """
 
-from typing import Protocol
-
 import numpy as np
-
-
-class Sizes(Protocol):
-    """What of a model's config decides its work; `transformer_jax.config.ModelConfig` has it."""
-
-    vocab_size: int
-    num_layers: int
-    d_model: int
-    d_ff: int
-    num_heads: int
-    d_k: int
-    d_v: int
-
-
-def step_flops(sizes: Sizes, source: int, target: int) -> int:
-    """Floating-point operations of a training step's matrix products with weights.
-
-    `source` and `target` are positions of the batch. The scores of attention are not among them (1 to
-    7 % more at the lengths of translation), nor is anything element by element. Backward takes two
-    products for every one of forward.
-    """
-    d = sizes.d_model
-    queries = outputs = d * sizes.num_heads  # times K, times V
-    self_attention = 2 * queries * sizes.d_k + 2 * outputs * sizes.d_v
-    cross_of_target = queries * sizes.d_k + outputs * sizes.d_v
-    cross_of_source = queries * sizes.d_k + outputs * sizes.d_v
-    feed_forward = 2 * d * sizes.d_ff
-    products = source * sizes.num_layers * (self_attention + feed_forward + cross_of_source)
-    products += target * sizes.num_layers * (self_attention + cross_of_target + feed_forward)
-    products += target * d * sizes.vocab_size
-    return 3 * 2 * products
 
 
 def loss_flops(tokens: int, d_model: int, vocabulary: int) -> int:
