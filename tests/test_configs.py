@@ -88,7 +88,6 @@ def changed(field: str, value):
         ("train.label_smoothing", 1.0),
         ("train.on_bad_step", "ignore"),
         ("train.param_dtype", "float16"),
-        ("train.remat", 1),
         ("decode.beam_size", 0),
         ("mesh.tensor", 0),
     ],

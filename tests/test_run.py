@@ -468,7 +468,9 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, small_config,
             raise ValueError("RESOURCE_EXHAUSTED: no space left\nand a long explanation")
 
         monkeypatch.setattr(checkpoints._manager, "save", full)
-        with pytest.raises(UserError, match=r"could not be saved .* no space left; those before"):
+        with pytest.raises(
+            UserError, match=r"could not be saved .* no space left; it needs .* those before"
+        ):
             checkpoints.save(state)
 
 

@@ -63,8 +63,8 @@ def _norms(grads: dict[str, Any]) -> dict[str, float]:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         layered = names[0] in ("encoder", "decoder")
         groups.setdefault("/".join(names[: 2 if layered else 1]), []).append(leaf)
-    norms = {name: float(optax.global_norm(leaves)) for name, leaves in groups.items()}
-    return {**norms, "all": float(optax.global_norm(grads))}
+    norms = {name: float(optax.tree.norm(leaves)) for name, leaves in groups.items()}
+    return {**norms, "all": float(optax.tree.norm(grads))}
 
 
 def _sentences(side: Tokens, vocabulary: Vocabulary) -> list[tuple[tuple[int, int], str]]:

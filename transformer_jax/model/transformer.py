@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Transformer: section 3, figure 1."""
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,8 +133,15 @@ class DecoderLayer(nnx.Module):
 
 
 def _apply(layer: EncoderLayer | DecoderLayer, remat: bool) -> Callable[..., Array]:
-    call: Callable[..., Array] = type(layer).__call__
-    return functools.partial(nnx.remat(call), layer) if remat else layer
+    """The layer itself, or one of which the backward pass has only the inputs."""
+    if not remat:
+        return layer
+    structure, params = nnx.split(layer)
+
+    def again(x: Array, *others: Any) -> Array:
+        return jax.checkpoint(lambda params, x: nnx.merge(structure, params)(x, *others))(params, x)
+
+    return again
 
 
 class Transformer(nnx.Module):

@@ -107,7 +107,7 @@ def _is_good(config: Config, step: jax.Array, sums: LossSums, grads: Params) -> 
     loss = sums.loss / jnp.maximum(sums.tokens, 1.0)
     limit = MOST_LOSS * math.log(config.model.vocab_size)
     calm = (step < config.optimizer.warmup_steps) | (loss <= limit)
-    return jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads)) & calm
+    return jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)) & calm
 
 
 def make_train_step(
