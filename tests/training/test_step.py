@@ -18,7 +18,6 @@ from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.optimizer import learning_rate
 from transformer_jax.training.sharding import make_mesh
 from transformer_jax.training.step import (
-    abstract_state,
     initial_state,
     make_eval_step,
     make_train_step,
