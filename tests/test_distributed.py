@@ -181,6 +181,7 @@ def test_a_mistake_that_one_process_finds_ends_both_with_its_line(words, tmp_pat
         assert errors.splitlines()[-1].startswith("error: config.data.vocab_size=30000")
 
 
+@pytest.mark.slow
 def test_processes_of_different_configs_are_refused(words, tmp_path):
     seeds = ["--config.train.seed=5"], ["--config.train.seed=6"]
     running = processes.launch(words, tmp_path / "run", processes=2, own_flags=seeds)
