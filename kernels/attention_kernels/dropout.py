@@ -27,6 +27,16 @@ def fold(word: UInt32[Array, "..."], counter: Integer[Array, "..."]) -> UInt32[A
     return mix(word ^ (counter.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + jnp.uint32(_GOLDEN)))
 
 
+def head_words(
+    seed: Integer[Array, ""],
+    row_ids: Int[Array, " B"],
+    heads: int,
+    first_head: Int[Array, ""] | int = 0,
+) -> UInt32[Array, "B {heads}"]:
+    """The hash of (seed, row, head): where the kernels, which go on by themselves, start."""
+    return fold(fold(seed.astype(jnp.uint32), row_ids)[:, None], first_head + jnp.arange(heads))
+
+
 def dropout_bits(
     seed: Integer[Array, ""],
     row_ids: Int[Array, " B"],
@@ -36,8 +46,7 @@ def dropout_bits(
     first_head: Int[Array, ""] | int = 0,
 ) -> UInt32[Array, "B {heads} {queries} {keys}"]:
     """Uniform 32-bit words for every entry of the attention weights."""
-    word = fold(seed.astype(jnp.uint32), row_ids)[:, None]
-    word = fold(word, first_head + jnp.arange(heads))[:, :, None]  # [B, H, 1]
+    word = head_words(seed, row_ids, heads, first_head)[:, :, None]  # [B, H, 1]
     word = fold(word, jnp.arange(queries))[..., None]  # [B, H, T, 1]
     return fold(word, jnp.arange(keys))
 

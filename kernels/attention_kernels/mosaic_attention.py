@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from attention_kernels import mosaic_tiles
 from attention_kernels.backends import device_kind, platform
-from attention_kernels.dropout import fold
+from attention_kernels.dropout import head_words
 from attention_kernels.mosaic_tiles import ROWS, Plan, run
 
 _DTYPES = (jnp.bfloat16, jnp.float16)
@@ -75,8 +75,7 @@ def attention(
         key_segments = jnp.ones((batch, keys), jnp.int32)
     words = jnp.zeros((batch, heads), jnp.uint32)
     if dropout_rate > 0.0:
-        words = fold(dropout_seed.astype(jnp.uint32), row_ids)[:, None]
-        words = fold(words, first_head + jnp.arange(heads))
+        words = head_words(dropout_seed, row_ids, heads, first_head)
 
     def pad(array):
         """Whole tiles of whole features: [B, T, H, K] -> [B, T', H, F]; segments with padding."""

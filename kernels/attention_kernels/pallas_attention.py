@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 
 from attention_kernels import tiles
 from attention_kernels.backends import pallas_call, platform
-from attention_kernels.dropout import fold
+from attention_kernels.dropout import head_words
 from attention_kernels.tiles import Plan
 
 _WIDEST = {"cpu": 256, "gpu": 128, "tpu": 256}  # features of a head
@@ -70,8 +70,7 @@ def attention(
         key_segments = jnp.ones((batch, keys), jnp.int32)
     words = jnp.zeros((batch, heads), jnp.uint32)
     if dropout_rate > 0.0:
-        words = fold(dropout_seed.astype(jnp.uint32), row_ids)[:, None]
-        words = fold(words, first_head + jnp.arange(heads))
+        words = head_words(dropout_seed, row_ids, heads, first_head)
 
     def pad(array, length, features):
         """Whole tiles, and the heads side by side: [B, T, H, K] -> [B, T', H K']."""
