@@ -545,6 +545,7 @@ def test_a_disk_that_is_full_keeps_the_last_checkpoint_whole(small_filesystem, t
     assert full.returncode == 2, full.stderr
     assert last.startswith(f"error: a checkpoint could not be saved in {workdir}/checkpoints")
     assert "MB are free there" in last
+    assert "Traceback" not in full.stderr
     assert saved_steps(workdir) == [2]
     jax.tree.map(np.testing.assert_array_equal, load_params(workdir, "2")[1], before)
     filler.unlink()

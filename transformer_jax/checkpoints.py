@@ -73,7 +73,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        with self._told_as_user_error():
+        with _told_as_user_error(_folder(self.workdir), self._bytes):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -89,7 +89,7 @@ class Checkpoints:
         Raises:
           UserError: the last one could not be written.
         """
-        with self._told_as_user_error():
+        with _told_as_user_error(_folder(self.workdir), self._bytes):
             self._manager.wait_until_finished()
 
     def restore(self, like: TrainState) -> TrainState | None:
@@ -145,19 +145,21 @@ class Checkpoints:
         shutil.move(_folder(self.workdir) / str(step), place)
         self._manager.reload()
 
-    @contextlib.contextmanager
-    def _told_as_user_error(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # OSError from Orbax, ValueError from TensorStore, ...
-            if distributed.lost_another(error):
-                raise
-            free = shutil.disk_usage(self.workdir).free
-            raise UserError(
-                f"a checkpoint could not be saved in {_folder(self.workdir)}: {_first_line(error)}; it "
-                f"needs {self._bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; those "
-                "before it are whole, and the same command goes on from the last"
-            ) from error
+
+@contextlib.contextmanager
+def _told_as_user_error(folder: Path, size: int) -> Iterator[None]:
+    """Around the writing of a checkpoint of `size` bytes."""
+    try:
+        yield
+    except Exception as error:  # OSError from Orbax, ValueError from TensorStore, ...
+        if distributed.lost_another(error):
+            raise
+        free = shutil.disk_usage(folder.parent).free
+        raise UserError(
+            f"a checkpoint could not be saved in {folder}: {_first_line(error)}; it needs "
+            f"{size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; those before it are "
+            "whole, and the same command goes on from the last"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +267,11 @@ def average(workdir: str | Path, last: int) -> Path:
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
     )
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(mean))
+    with (
+        _told_as_user_error(folder.parent, size),
+        ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+    ):
         checkpointer.save(folder, items, force=True)
     for old in folder.parent.iterdir():
         if old != folder:

@@ -74,5 +74,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _fail(error: Exception) -> NoReturn:
     message = " ".join(str(error).split())
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    # Python tells of what it finds half-done at the end; the error stays the last line.
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")
     sys.exit(2)

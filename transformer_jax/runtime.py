@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import absl.logging
@@ -28,6 +29,7 @@ def set_up() -> None:
     package.setLevel(logging.INFO)
     package.propagate = False
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every move at INFO
+    _hide_tracebacks_of_threads()
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", cpu_devices(_cores()))
     if not jax.config.values["jax_compilation_cache_dir"]:
@@ -58,6 +60,22 @@ def quiet_unless_first() -> None:
     """One process of many tells how the run goes; the others only what is wrong."""
     if jax.process_index():
         logging.getLogger("transformer_jax").setLevel(logging.WARNING)
+
+
+def _hide_tracebacks_of_threads() -> None:
+    """What fails in Orbax's threads is raised in the main one too, which tells it in one line.
+
+    Without this a full disk would print a traceback for every array, some after that line.
+    """
+    absl.logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+
+    def of_main_thread(unraisable: "sys.UnraisableHookArgs") -> None:
+        if threading.current_thread() is threading.main_thread():
+            hook(unraisable)
+
+    sys.unraisablehook = of_main_thread  # TensorStore calls it in the threads that write
 
 
 def _has_accelerator_plugin() -> bool:

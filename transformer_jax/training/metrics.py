@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run's numbers go: metrics.jsonl, TensorBoard and the progress bar."""
 
+import contextlib
 import json
 import logging
 import math
 import sys
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from transformer_jax.files import write_whole
@@ -30,13 +34,15 @@ class MetricsWriter:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        path = metrics_path(workdir)
-        _drop_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = metrics_path(workdir)
+        _drop_after(self._path, start_step)
+        self._file = self._path.open("a", encoding="utf-8")
         self._lock = threading.Lock()  # the loop's log has a thread of its own
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
-        )
+        # Written here and now: the queue of tensorboardX's SummaryWriter would fail in its thread.
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        self._write_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -48,19 +54,33 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         if self._writes:
-            self._file.close()
-            self._tensorboard.close()
+            # On a full disk it fails to close as well; what ended the run says so already.
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+                self._file.close()
+                self._events.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One line of metrics.jsonl (null for what is not finite), and one TensorBoard event a scalar."""
+        """One line of metrics.jsonl (null for what is not finite), and one TensorBoard event a scalar.
+
+        Raises:
+          OSError: names the file if it cannot be written, because the disk is full or for worse.
+        """
         if not (scalars and self._writes):
             return
         finite = {name: x if math.isfinite(x) else None for name, x in scalars.items()}
-        with self._lock:
-            self._file.write(json.dumps({"step": step, **finite}) + "\n")
-            self._file.flush()
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
+        try:
+            with self._lock:
+                self._file.write(json.dumps({"step": step, **finite}) + "\n")
+                self._file.flush()
+                for name, value in scalars.items():
+                    summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+                    self._write_event(step, summary=summary)
+                self._events.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+    def _write_event(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 def metrics_path(workdir: Path) -> Path:
