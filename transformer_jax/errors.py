@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
@@ -76,5 +77,5 @@ def _fail(error: Exception) -> NoReturn:
     message = " ".join(str(error).split())
     print(f"error: {message}", file=sys.stderr, flush=True)
     # Python tells of what it finds half-done at the end; the error stays the last line.
-    sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     sys.exit(2)
