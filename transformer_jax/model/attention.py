@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.model import on_mesh
-from transformer_jax.model.layers import dense
+from transformer_jax.model.layers import Dense
 from transformer_jax.model.noise import Noise
 
 
@@ -21,10 +21,10 @@ class MultiHeadAttention(nnx.Module):
         """The four projections; each head's columns stand together."""
         self.config = config
         heads, d_model = config.num_heads, config.d_model
-        self.query = dense(d_model, heads * config.d_k, dtype, rngs=rngs)
-        self.key = dense(d_model, heads * config.d_k, dtype, rngs=rngs)
-        self.value = dense(d_model, heads * config.d_v, dtype, rngs=rngs)
-        self.out = dense(heads * config.d_v, d_model, dtype, rngs=rngs)
+        self.query = Dense(d_model, heads * config.d_k, dtype, rngs=rngs)
+        self.key = Dense(d_model, heads * config.d_k, dtype, rngs=rngs)
+        self.value = Dense(d_model, heads * config.d_v, dtype, rngs=rngs)
+        self.out = Dense(heads * config.d_v, d_model, dtype, rngs=rngs)
 
     def project_keys(
         self, memory: Float[Array, "B S D"]
