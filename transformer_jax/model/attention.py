@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-head attention: section 3.2."""
 
+import attention_kernels
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -55,6 +56,21 @@ class MultiHeadAttention(nnx.Module):
             noise=noise,
         )
         return self.out(heads.reshape(*heads.shape[:2], -1))
+
+    def weights(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S D"],
+        query_segments: Int[Array, "B T"],
+        key_segments: Int[Array, "B S"],
+    ) -> Float[Array, "B H T S"]:
+        """What each head makes of where x looks in memory: softmax(Q K^T / sqrt(d_k)), float32."""
+        return attention_kernels.attention_weights(
+            self._split(self.query(x)),
+            self.project_keys(memory)[0],
+            query_segments=query_segments,
+            key_segments=key_segments,
+        )
 
     def __call__(
         self,
