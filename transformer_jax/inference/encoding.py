@@ -20,6 +20,8 @@ class Counts:
     empty: int = 0  # of no text
     cut: int = 0  # of more tokens than the model takes
     unknown: int = 0  # with something that the vocabulary does not have
+    tokens: int = 0  # of targets that were scored, EOS included
+    log_prob: float = 0.0  # of these tokens together
 
 
 def encode_lines(

@@ -3,6 +3,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import math
 import re
 import sys
@@ -128,6 +129,14 @@ class Translator:
         other = copy.copy(self)
         other.params = params
         return other
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of weights and vocabulary: what translations depend on besides the options."""
+        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
+        for path, leaf in jax.tree.leaves_with_path(self.params):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
 
     def translate(
         self,
