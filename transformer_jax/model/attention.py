@@ -4,6 +4,7 @@
 import attention_kernels
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import ModelConfig
@@ -18,9 +19,9 @@ class MultiHeadAttention(nnx.Module):
     head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V), with K = d_k and V = d_v free of D.
     """
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        """The four projections; each head's columns stand together."""
-        self.config = config
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        """The four projections, computed in `dtype`; each head's columns stand together."""
+        self.config, dtype = config, jnp.dtype(dtype)
         heads, d_model = config.num_heads, config.d_model
         self.query = dense(d_model, heads * config.d_k, dtype, rngs=rngs)
         self.key = dense(d_model, heads * config.d_k, dtype, rngs=rngs)
