@@ -54,7 +54,7 @@ _ALIGNMENTS = flags.DEFINE_bool(
     "alignments",
     False,
     "Write which word comes from which, as 0-0 1-2 (source-target, from 0; Pharaoh's format): where "
-    "the cross-attention of the last layer but one looks most, all heads together.",
+    "the cross-attention of the last two layers looks most, all heads together.",
 )
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
