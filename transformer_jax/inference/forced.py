@@ -136,7 +136,7 @@ def _watch(model: Transformer | Ensemble) -> list[_Watched]:
     """From now on the model, or each of an ensemble, keeps the weights that alignments are made of.
 
     They are those of the last two layers: the last but one aligns best in six-layer models (Garg et al.
-    2019, arXiv 1909.02074), the last in smaller ones of ours, and both together nearly as well as either.
+    2019, arXiv 1909.02074), the last in a four-layer one of ours, where both together do no worse.
     """
     watched = []
     for member in model.models if isinstance(model, Ensemble) else [model]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformer_jax.errors import UserError
 
-_FORMAT = 1
+_VERSION = 1  # of both files
 
 
 class ResumableFile:
@@ -38,7 +38,7 @@ class ResumableFile:
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._journal = self._partial.with_name(self._partial.name + ".json")
         # As they look when they are read back.
-        self._settings = json.loads(json.dumps({"format": _FORMAT, **settings}))
+        self._settings = json.loads(json.dumps({"version": _VERSION, **settings}))
         try:
             self._file = self._partial.open("ab")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
