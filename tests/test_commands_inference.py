@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from experiments import million_lines
 from transformer_jax.checkpoints import Checkpoints
 from transformer_jax.config import Config, default_config, resolve
 from transformer_jax.data.vocabulary import train_vocabulary
@@ -447,3 +448,17 @@ def _files(folder):
     (folder / "s").write_text("one two\n")
     (folder / "t").write_text("eins zwei\n")
     return str(folder / "s"), str(folder / "t")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(workdir, tmp_path):
+    """experiments/million_lines.py does the same with a million, and measures."""
+    source = tmp_path / "in"
+    with source.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in million_lines.text(SOURCES[2:], 200_000))
+    options = ["--beam_size=1", "--max_length=4"]
+    memory = million_lines.translate(workdir, source, tmp_path / "out", options)
+    quarter = next(megabytes for lines, megabytes in memory if lines >= 50_000)
+    assert memory[-1][0] > 150_000
+    assert memory[-1][1] < quarter + 30
+    assert sum(1 for _ in (tmp_path / "out").open("rb")) == 200_000

@@ -12,11 +12,11 @@ from flax import nnx
 
 from tests.tiny_models import SENTENCES, tiny_model, tiny_vocabulary
 from transformer_jax.config import DecodeConfig, MeshConfig
-from transformer_jax.data.batch import EOS, Batch
+from transformer_jax.data.batch import EOS, Batch, Tokens
 from transformer_jax.errors import UserError
 from transformer_jax.inference.encoding import Counts
 from transformer_jax.inference.ensemble import Ensemble, log_mean
-from transformer_jax.inference.forced import align_words
+from transformer_jax.inference.forced import align_words, force
 from transformer_jax.inference.hypotheses import SearchOptions, perplexity
 from transformer_jax.inference.padding import pad
 from transformer_jax.inference.sampling import Sampling
@@ -24,7 +24,7 @@ from transformer_jax.inference.translator import Translator
 from transformer_jax.training.sharding import make_mesh
 
 DECODE = DecodeConfig(beam_size=3, alpha=0.6, extra_length=5)
-LINES = [SENTENCES[i] for i in (5, 0, 17, 3, 8, 30)]
+LINES = [SENTENCES[i] for i in (4, 0, 16, 3, 7, 30)]  # one shape of a batch
 ALL = SearchOptions(n_best=3, scores=True, alignments=True)
 
 
@@ -96,16 +96,19 @@ def test_what_was_not_asked_for_is_left_out_and_changes_nothing(translator, foun
 
 
 def test_forced_scores_are_those_of_the_search(translator, found):
-    texts = [hypotheses[0].text for hypotheses in found]
-    said = translator.score(LINES, texts, alignments=True)
-    # A text may have another segmentation than the search's; where it is the same, all is.
-    same = 0
-    for forced, hypotheses in zip(said, found, strict=True):
-        if forced.tokens and forced.tokens == hypotheses[0].tokens:
-            same += 1
-            np.testing.assert_allclose(forced.log_prob, hypotheses[0].log_prob, atol=1e-3)
-            assert forced.alignment == hypotheses[0].alignment
-    assert same >= 1
+    """Of the hypotheses whose text has one segmentation only: that of the search."""
+    each = [(line, entry) for line, of_line in zip(LINES, found, strict=True) for entry in of_line]
+    sources, targets = [line for line, _ in each], [entry.text for _, entry in each]
+    said = translator.score(sources, targets, alignments=True)
+    same = [
+        (forced, entry)
+        for forced, (_, entry) in zip(said, each, strict=True)
+        if entry.tokens and forced.tokens == entry.tokens
+    ]
+    assert len(same) >= 1
+    for forced, entry in same:
+        assert forced.log_prob == pytest.approx(entry.log_prob, abs=1e-3)
+        assert forced.alignment == entry.alignment
 
 
 def test_pairs_with_a_blank_side_have_no_probability(translator):
@@ -195,17 +198,17 @@ def test_an_ensemble_averages_probabilities(models, vocabulary):
 
     members = [Translator(model, vocabulary, DECODE, 24) for model in models]
     both = Translator(Ensemble(models), vocabulary, DECODE, 24)
-    found = both.search(LINES[:3], ALL)
+    found = both.search(LINES[:4], ALL)
     targets = [hypotheses[0].text for hypotheses in found]
-    said, *single = [who.score(LINES[:3], targets) for who in (both, *members)]
+    said, *single = [who.score(LINES[:4], targets) for who in (both, *members)]
     for together, *apart in zip(said, *single, strict=True):
         # The first token's context is the same for all; later ones' too, because they are forced.
         expected = np.mean(np.exp([entry.token_log_probs for entry in apart]), axis=0)
         np.testing.assert_allclose(np.exp(together.token_log_probs), expected, rtol=1e-3)
     assert found[0][0].text != members[0].translate(LINES[:1])[0] or found != members[0].search(
-        LINES[:3], ALL
+        LINES[:4], ALL
     )
-    lean = both.search(LINES[:3], SearchOptions(n_best=3))
+    lean = both.search(LINES[:4], SearchOptions(n_best=3))
     for full, entry in zip(found[0], lean[0], strict=True):
         assert full.log_prob == pytest.approx(entry.log_prob, abs=1e-3)
 
@@ -240,6 +243,44 @@ def test_alignments_are_between_words_that_exist(found):
             aligned = {target for _, target in hypothesis.alignment}
             assert aligned == (set(range(words)) if hypothesis.tokens else set())
             assert all(0 <= source < len(line.split()) for source, _ in hypothesis.alignment)
+
+
+@nnx.jit
+def looked_at_by_hand(model, source, target):
+    """The last two layers' cross-attention, through the layers of a post-norm decoder one by one."""
+    memory = model.encode(source)
+    x = jnp.pad(model.embedding.embed(target.ids), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    x += model.embedding.encode_positions(target.positions, target.ids.shape[1])
+    segments = target.segments, source.segments
+    weights = []
+    for layer in model.decoder:
+
+        def itself(y, attention=layer.self_attention):
+            return attention(y, y, segments[0], segments[0], causal=True)
+
+        query = layer.self_attention_residual(x, itself, None)
+        weights.append(layer.cross_attention.weights(query, memory, *segments).mean(axis=1))
+        x = layer(x, memory, *segments, None)
+    return (weights[-1] + weights[-2])[0]  # [T, S]
+
+
+def test_a_token_is_aligned_to_what_the_last_two_layers_look_at_most(vocabulary):
+    model = tiny_model(vocabulary, 5, num_layers=3)
+    for layer in model.decoder:  # so that each looks at few places
+        layer.cross_attention.query.kernel[...] *= 20.0
+    translator = Translator(model, vocabulary, DECODE, 24)
+    source, target = (vocabulary.encode([line])[0] for line in (LINES[2], LINES[4]))
+    [said] = force(
+        translator.params,
+        [(source, target)],
+        structure=translator.structure,
+        batch_tokens=64,
+        aligned=True,
+    )
+    weights = looked_at_by_hand(model, *(Tokens.of([ids]) for ids in (source, target)))
+    expected = np.argmax(np.asarray(weights)[:, :-1], axis=-1)  # the source's EOS is no word
+    np.testing.assert_array_equal(said.looked_at, expected)
+    assert len(set(expected.tolist())) > 1, "all look at the same place; nothing is tested"
 
 
 @pytest.mark.parametrize(
