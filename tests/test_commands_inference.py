@@ -4,8 +4,11 @@
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -13,11 +16,14 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from experiments import million_lines
 from transformer_jax.checkpoints import Checkpoints
 from transformer_jax.config import Config, default_config, resolve
 from transformer_jax.data.vocabulary import train_vocabulary
+from transformer_jax.errors import UserError
 from transformer_jax.evaluation import evaluate, load_text, make_likelihood
-from transformer_jax.inference.translator import Translator
+from transformer_jax.inference.hypotheses import SearchOptions
+from transformer_jax.inference.translator import Translator, _common_vocabulary
 from transformer_jax.training.sharding import make_mesh
 from transformer_jax.training.step import initial_state
 
@@ -142,6 +148,23 @@ def test_broken_utf8_names_the_file_and_the_line(workdir, tmp_path):
         ("translate", ["--workdir={run}", "--bean_size=4"], "bean_size"),
         ("translate", ["--workdir={run}", "in.txt"], "unexpected argument 'in.txt'"),
         ("translate", [], "workdir"),
+        ("translate", ["--workdir={run}", "--n_best=9", "--beam_size=4"], "n_best=9 is more than"),
+        (
+            "translate",
+            ["--workdir={run}", "--top_k=5"],
+            "--top_k=5 has no meaning without --sample",
+        ),
+        ("translate", ["--workdir={run}", "--sample", "--temperature=0"], "temperature=0.0 is not"),
+        ("translate", ["--workdir={run}", "--sample", "--beam_size=2"], "no meaning in sampling"),
+        ("translate", ["--workdir={run}", "--interactive", "--output=x"], "leave out --input and"),
+        ("translate", ["--workdir={run}", "--prefix_file=/nowhere"], "/nowhere cannot be read"),
+        ("translate", ["--workdir={run}", "--checkpoint=3,5"], "--checkpoint=5 does not exist"),
+        ("score", ["--workdir={run}", "--source=/a"], "target"),
+        (
+            "score",
+            ["--workdir={run}", "--source=/nowhere", "--target=/b"],
+            "/nowhere cannot be read",
+        ),
         ("evaluate", ["--workdir=/nowhere"], "/nowhere is no run folder"),
         ("evaluate", ["--workdir={run}", "--split=validation"], "no validation split"),
         ("evaluate", ["--workdir={run}", "--split=train"], "split"),
@@ -156,7 +179,7 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(workdir, module, flags, mess
     assert message in the_error(run(module, *flags, stdin=b"one\n"))
 
 
-@pytest.mark.parametrize("module", ["translate", "evaluate", "average"])
+@pytest.mark.parametrize("module", ["translate", "evaluate", "average", "score"])
 def test_help_explains_the_flags(module):
     result = run(module, "--help")
     assert result.returncode == 0
@@ -253,3 +276,189 @@ def test_average_writes_what_checkpoint_average_reads(workdir):
     jax.tree.map(
         lambda a, b, m: np.testing.assert_allclose(m, (a + b) / 2, rtol=1e-6), old, new, mean
     )
+
+
+def test_translate_says_all_that_it_is_asked_for(workdir, tmp_path):
+    """Moses' columns and JSON lines, of an ensemble, with prefixes; and the same from Python."""
+    source, prefix = tmp_path / "in", tmp_path / "prefix"
+    source.write_text("one two\n\nfour five six\n")
+    prefix.write_text("eins\nzwei\n\n")
+    flags = (
+        *(f"--workdir={workdir}", f"--input={source}", f"--prefix_file={prefix}"),
+        *("--checkpoint=3,7", "--n_best=2", "--scores", "--alignments", "--max_length=5"),
+    )
+    text, jsonl = run("translate", *flags), run("translate", *flags, "--format=jsonl")
+    assert text.returncode == jsonl.returncode == 0, text.stderr.decode()
+    entries = [json.loads(line) for line in jsonl.stdout.decode().splitlines()]
+    rows = [line.split(" ||| ") for line in text.stdout.decode().split("\n")[:-1]]
+    assert [(entry["line"], entry["rank"]) for entry in entries] == [
+        *((0, 0), (0, 1), (1, 0), (2, 0), (2, 1))
+    ]
+    for row, entry in zip(rows, entries, strict=True):
+        number, translation, score, log_prob, each, alignment = row
+        assert (int(number), translation) == (entry["line"], entry["text"])
+        assert float(score) == pytest.approx(entry["score"], abs=1e-4)
+        assert float(log_prob) == pytest.approx(entry["log_prob"], abs=1e-4)
+        np.testing.assert_allclose(
+            [float(value) for value in each.split()], entry["token_log_probs"], atol=1e-4
+        )
+        assert alignment.split() == [f"{s}-{t}" for s, t in entry["alignment"]]
+    assert entries[0]["text"].startswith("eins") and entries[2]["text"] == ""
+    found = Translator.from_workdir(workdir, "3,7").search(
+        ["one two", "", "four five six"],
+        SearchOptions(n_best=2, scores=True, alignments=True, max_length=5),
+        prefixes=["eins", "zwei", ""],
+    )
+    assert [entry["text"] for entry in entries] == [h.text for line in found for h in line]
+    assert "3 lines: 1 empty, 0 cut to 32 tokens, 0 with" in text.stderr.decode()
+
+
+def test_samples_are_the_same_for_the_same_seed_and_line(workdir):
+    flags = (f"--workdir={workdir}", "--sample", "--temperature=2", "--top_p=0.9", "--max_length=6")
+    text = b"one two\nthree\nfour five\n"
+    first = run("translate", *flags, "--seed=3", stdin=text).stdout
+    again = run("translate", *flags, "--seed=3", stdin=b"\n\n" + text.split(b"\n")[2]).stdout
+    assert again == b"\n\n" + first.split(b"\n")[2] + b"\n"
+    assert run("translate", *flags, "--seed=4", stdin=text).stdout != first
+
+
+WEIRD = [
+    "",
+    "one " * 10_000,
+    "😀 👨‍👩‍👧‍👦 🏳️‍🌈",
+    "שלום עולם مرحبا",
+    "a\x00b\x07\x1b[31m\x7f\x0b\x85\u2028\u202e",
+    "漢字かな交じり文",
+    " \u3000\t ",
+    "\ufeff",
+    "one",
+]
+
+
+def test_every_weird_line_has_exactly_one_line_and_all_are_counted(workdir):
+    result = run("translate", f"--workdir={workdir}", stdin="\n".join(WEIRD).encode())
+    assert result.returncode == 0, result.stderr.decode()
+    lines = result.stdout.decode().split("\n")
+    assert len(lines) == len(WEIRD) + 1 and lines[-1] == ""
+    assert lines[0] == lines[6] == ""
+    assert len(result.stdout.decode().splitlines()) == len(WEIRD)
+    [summary] = result.stderr.decode().splitlines()
+    assert summary.startswith("9 lines: 2 empty, 1 cut to 32 tokens, 5 with characters that"), (
+        summary
+    )
+
+
+def test_a_pipe_that_waits_for_an_answer_gets_it(workdir):
+    """Line by line through a pipe, before stdin ends, at once and after a pause."""
+    for flags in (["--interactive"], []):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "transformer_jax.translate", f"--workdir={workdir}", *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+        )
+        assert process.stdin is not None and process.stdout is not None
+        for line in (b"one two\n", b"\n", b"three\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert (process.stdout.readline() == b"\n") == (line == b"\n")
+        rest, errors = process.communicate(timeout=300)
+        assert rest == b"" and process.returncode == 0
+        assert errors.startswith(b"3 lines: 1 empty")
+
+
+def test_a_killed_translation_goes_on_and_ends_like_an_undisturbed_one(workdir, tmp_path):
+    """kill -9 after the first of three chunks is on disk."""
+    source = tmp_path / "in"
+    words = np.random.default_rng(0).choice(WORDS, size=(20_000, 3))
+    source.write_text("".join(f"{' '.join(row)}\n" for row in words))
+    command = [sys.executable, "-m", "transformer_jax.translate", f"--workdir={workdir}"]
+    command += [f"--input={source}", "--beam_size=1", "--max_length=3"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    output = tmp_path / "out"
+    process = subprocess.Popen([*command, f"--output={output}"], cwd=ROOT, env=environment)
+    while not (tmp_path / "out.partial.json").exists():
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not output.exists() and (tmp_path / "out.partial").exists()
+    result = run("translate", *command[3:], f"--output={output}")
+    assert result.returncode == 0, result.stderr.decode()
+    assert "of them by an earlier process" in result.stderr.decode()
+    assert run("translate", *command[3:], f"--output={tmp_path / 'other'}").returncode == 0
+    assert output.read_bytes() == (tmp_path / "other").read_bytes()
+    assert output.read_text().count("\n") == 20_000
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "other"}
+
+
+def test_score_agrees_with_the_perplexity_of_evaluate(config, workdir, tmp_path):
+    for name, lines in (("source", SOURCES), ("target", REFERENCES)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    flags = (
+        *(f"--workdir={workdir}", f"--source={tmp_path / 'source'}"),
+        *(f"--target={tmp_path / 'target'}", "--alignments"),
+    )
+    text, jsonl = run("score", *flags), run("score", *flags, "--format=jsonl")
+    assert text.returncode == jsonl.returncode == 0, text.stderr.decode()
+    rows = text.stdout.decode().split("\n")[:-1]
+    entries = [json.loads(line) for line in jsonl.stdout.decode().splitlines()]
+    assert len(rows) == len(entries) == 4
+    assert rows[1] == "nan" and entries[1]["log_prob"] is None
+    total, tokens = 0.0, 0
+    for row, entry in zip(rows, entries, strict=True):
+        if entry["log_prob"] is not None:
+            log_prob, each, alignment = row.split(" ||| ")
+            values = [float(value) for value in each.split()]
+            assert len(values) == len(entry["tokens"]) + 1
+            assert sum(values) == pytest.approx(float(log_prob), abs=1e-3)
+            assert len(alignment.split()) == len(entry["alignment"]) >= 1
+            total, tokens = total + entry["log_prob"], tokens + len(values)
+    translator = Translator.from_workdir(workdir)
+    likelihood = make_likelihood(config, translator.vocabulary, make_mesh(config.mesh))
+    expected = likelihood(translator.params, SOURCES, REFERENCES).perplexity
+    assert math.exp(-total / tokens) == pytest.approx(expected, rel=1e-4)
+    told = text.stderr.decode().splitlines()[-1]
+    found = re.fullmatch(r"(\d+) tokens, log-probability (\S+), perplexity (\S+)", told)
+    assert found is not None and int(found[1]) == tokens
+    assert float(found[2]) == pytest.approx(total, abs=1e-3)
+    assert float(found[3]) == pytest.approx(expected, rel=1e-4)
+    assert evaluate(
+        workdir, load_text(workdir, "test", str(tmp_path / "source"), str(tmp_path / "target"))
+    )["perplexity"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_ensemble_of_run_folders_needs_one_vocabulary(workdir, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    pair = [str(workdir), str(other)]
+    both = Translator.from_workdir(pair, "7")
+    assert both.steps == (7, 7)
+    assert both.translate(SOURCES) == Translator.from_workdir(workdir, "7").translate(SOURCES)
+    scores = evaluate(pair, load_text(workdir, "validation", *_files(tmp_path)), checkpoint="3,7")
+    assert scores["step"] == "3+7+3+7" and scores["perplexity"] > 0
+    with pytest.raises(UserError, match="different vocabularies"):
+        train_vocabulary(WORDS * 20, size=50, kind="bpe", path=other / "vocabulary.model")
+        _common_vocabulary(pair)
+
+
+def _files(folder):
+    (folder / "s").write_text("one two\n")
+    (folder / "t").write_text("eins zwei\n")
+    return str(folder / "s"), str(folder / "t")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(workdir, tmp_path):
+    """experiments/million_lines.py does the same with a million, and measures."""
+    source = tmp_path / "in"
+    with source.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in million_lines.text(SOURCES[2:], 200_000))
+    options = ["--beam_size=1", "--max_length=4"]
+    memory = million_lines.translate(workdir, source, tmp_path / "out", options)
+    quarter = next(megabytes for lines, megabytes in memory if lines >= 50_000)
+    assert memory[-1][0] > 150_000
+    assert memory[-1][1] < quarter + 30
+    assert sum(1 for _ in (tmp_path / "out").open("rb")) == 200_000

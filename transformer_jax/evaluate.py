@@ -4,8 +4,8 @@
     python -m transformer_jax.evaluate --workdir=runs/demo
     python -m transformer_jax.evaluate --workdir=runs/demo --source=new.en --reference=new.de
 
-The first scores the run's test split and writes the translations to the run folder, as
-translations/<split>.<step>.txt; the second scores any pair of files, one sentence a line, UTF-8.
+The first scores the run's test split and writes the translations to the (first) run folder,
+as translations/<split>.<step>.txt; the second scores any pair of files, one sentence a line, UTF-8.
 
 BLEU is sacrebleu's, with its signature and a 95 % bootstrap interval; perplexity is that of the
 reference's tokens, without label smoothing, and compares only models of one vocabulary.
@@ -16,10 +16,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from transformer_jax import search_flags
+from transformer_jax import search_flags, weights_flags
 from transformer_jax.errors import run_command
 
-flags.adopt_module_key_flags(search_flags)  # --help shows them
+for _module in (weights_flags, search_flags):
+    flags.adopt_module_key_flags(_module)  # --help shows them
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "validation"], "Which split of the run's own data to score."
 )
@@ -41,11 +42,12 @@ def main(_: Sequence[str]) -> None:
     from transformer_jax.evaluation import evaluate, load_text
 
     runtime.set_up()
-    checkpoints.load_config(search_flags.WORKDIR.value)  # the first thing that can be wrong
+    for workdir in weights_flags.WORKDIR.value:
+        checkpoints.load_config(workdir)  # the first thing that can be wrong
     result = evaluate(
-        search_flags.WORKDIR.value,
-        load_text(search_flags.WORKDIR.value, _SPLIT.value, _SOURCE.value, _REFERENCE.value),
-        checkpoint=search_flags.CHECKPOINT.value,
+        weights_flags.WORKDIR.value,
+        load_text(weights_flags.WORKDIR.value[0], _SPLIT.value, _SOURCE.value, _REFERENCE.value),
+        checkpoint=weights_flags.CHECKPOINT.value,
         beam_size=search_flags.BEAM_SIZE.value,
         alpha=search_flags.ALPHA.value,
         tokenize=_TOKENIZE.value,

@@ -4,32 +4,26 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.checkpoints import load_config
-from transformer_jax.config import Config, MeshConfig
-from transformer_jax.data.batch import Batch
+from transformer_jax.config import Config
+from transformer_jax.data.batch import EOS, Batch
 from transformer_jax.data.pipeline import read_text
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
+from transformer_jax.inference.encoding import encode_pairs
+from transformer_jax.inference.forced import pair_batches
+from transformer_jax.inference.hypotheses import perplexity
 from transformer_jax.inference.lines import read_lines, write_lines
-from transformer_jax.inference.padding import group_by_length, pad
 from transformer_jax.inference.scores import check_tokenizer, score
-from transformer_jax.inference.translator import Translator, cut
+from transformer_jax.inference.translator import Translator
 from transformer_jax.training.loss import Means
-from transformer_jax.training.sharding import (
-    batch_sharding,
-    batch_ways,
-    make_mesh,
-    replicated,
-    spread,
-)
+from transformer_jax.training.sharding import batch_sharding, batch_ways, spread
 from transformer_jax.training.step import Params, make_eval_step
 
 _BATCH_TOKENS = 4096  # positions a side of a batch
@@ -49,7 +43,7 @@ class Text:
 
 
 def evaluate(
-    workdir: str | Path,
+    workdir: str | Path | Sequence[str | Path],
     text: Text,
     *,
     checkpoint: str = "latest",
@@ -61,6 +55,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Translate and score; what the command prints.
 
+    Several run folders or checkpoints are an ensemble, see `Translator.from_workdir`; its translations
+    go to the first folder.
+
     Raises:
       UserError: no such run folder, checkpoint or tokenizer, or nothing to score.
     """
@@ -71,16 +68,15 @@ def evaluate(
         text.sources, beam_size=beam_size, alpha=alpha, progress=progress
     )
     scores = score(translations, text.references, tokenize=tokenize, lowercase=lowercase)
+    step = "+".join(map(str, translator.steps))
     if text.split:
-        write_translations(Path(workdir), text.split, translator.step, translations)
-    mesh = make_mesh(MeshConfig())
-    likelihood = make_likelihood(load_config(workdir), translator.vocabulary, mesh)
-    params = jax.device_put(translator.params, replicated(mesh))
-    perplexity = likelihood(params, text.sources, text.references).perplexity
+        first = workdir if isinstance(workdir, str | Path) else workdir[0]
+        write_translations(Path(first), text.split, step, translations)
+    total_perplexity = perplexity(translator.score(text.sources, text.references))
     return {
         **scores,
-        "perplexity": round(perplexity, 4) if math.isfinite(perplexity) else None,
-        "step": translator.step,
+        "perplexity": round(total_perplexity, 4) if math.isfinite(total_perplexity) else None,
+        "step": int(step) if step.isdecimal() else step,
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -94,21 +90,12 @@ def make_likelihood(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Likel
     """
     train = dataclasses.replace(config.train, logits_chunk=_LOGITS_CHUNK)
     eval_step = make_eval_step(dataclasses.replace(config, train=train), mesh)
-    max_length = config.data.max_length
 
     def batches(sources: list[str], references: list[str]) -> Iterator[Batch]:
-        sides = [
-            [cut(ids, max_length) for ids in vocabulary.encode([line.strip() for line in lines])]
-            for lines in (sources, references)
-        ]
-        pairs = [pair for pair in zip(*sides, strict=True) if min(map(len, pair)) > 1]
-        lengths = [max(map(len, pair)) for pair in pairs]
-        for group in group_by_length(lengths, _BATCH_TOKENS, rows_multiple=batch_ways(mesh)):
-            source, target = (
-                pad([pairs[index][side] for index in group.members], group.rows, group.length)
-                for side in (0, 1)
-            )
-            yield Batch(source, target, np.arange(group.rows, dtype=np.int32))
+        pairs = encode_pairs(vocabulary, sources, references, config.data.max_length)
+        pairs = [pair for pair in pairs if [EOS] not in pair]
+        for group in pair_batches(pairs, _BATCH_TOKENS, rows_multiple=batch_ways(mesh)):
+            yield group.batch
 
     def likelihood(
         params: Params,
@@ -125,7 +112,7 @@ def make_likelihood(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Likel
     return likelihood
 
 
-def write_translations(workdir: Path, split: str, step: int | None, lines: list[str]) -> None:
+def write_translations(workdir: Path, split: str, step: int | str, lines: list[str]) -> None:
     """`translations/<split>.<step>.txt` of the run folder; of many processes the first one writes it."""
     if jax.process_index():
         return

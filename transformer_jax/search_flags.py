@@ -1,15 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags of the commands that translate: which weights, and how to search."""
+"""Flags of the commands that translate: how to search."""
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run folder that training wrote.", required=True)
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    "latest",
-    "Which weights: latest, best (by BLEU on the validation split), average (written by "
-    "python -m transformer_jax.average), or a step, such as 2000.",
-)
 BEAM_SIZE = flags.DEFINE_integer(
     "beam_size",
     None,

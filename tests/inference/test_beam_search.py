@@ -49,7 +49,7 @@ class Language:
 
 
 @partial(jax.jit, static_argnames=("width", "length", "results", "early_stop"))
-def compiled_search(table, limits, alpha, *, width, length, results, early_stop):
+def compiled_search(table, limits, alpha, prefix, *, width, length, results, early_stop):
     """Beam search over table [B, HISTORIES, VOCAB]; the cache is every position's history's number."""
     batch, _, vocabulary = table.shape
 
@@ -68,15 +68,17 @@ def compiled_search(table, limits, alpha, *, width, length, results, early_stop)
         length=length,
         alpha=alpha,
         results=results,
+        prefix=prefix,
         early_stop=early_stop,
     )
 
 
-def search(language: Language, limits, *, width, alpha, results=None, early_stop=True):
+def search(language: Language, limits, *, width, alpha, results=None, prefix=None, early_stop=True):
     return compiled_search(
         jnp.asarray(language.log_probs),
         jnp.asarray(limits, jnp.int32),
         jnp.float32(alpha),
+        prefix,
         width=width,
         length=max(limits),
         results=results,
@@ -306,3 +308,24 @@ def test_best_tokens_are_those_of_a_sort(vocabulary, count):
     all_log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     wanted = np.take_along_axis(all_log_probs, expected, axis=-1)
     np.testing.assert_allclose(log_probs, wanted, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=seeds, alpha=st.sampled_from([0.0, 0.6, 2.0]))
+def test_a_prefix_leaves_the_best_of_what_begins_with_it(seed, alpha):
+    """And its probability counts; a sentence without one is searched as always."""
+    language = Language.random(seed, 3, 4, 4)
+    prefix = [(2,), (3, 2), ()]
+    forced = jnp.array([[2, PAD], [3, 2], [PAD, PAD]])
+    result = search(language, [4, 4, 4], width=64, alpha=alpha, results=4, prefix=forced)
+    for sentence, start in enumerate(prefix):
+        every = by_brute_force(language, sentence, 4, alpha)
+        expected = [entry for entry in every if entry[1][: len(start)] == start][:4]
+        assert_same(hypotheses(result, sentence), expected)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_prefix_that_fills_the_limit_is_all_there_is(width):
+    language = Language.random(0, 1, 4, 4)
+    result = search(language, [3], width=width, alpha=0.6, prefix=jnp.array([[3, 2]]))
+    assert_same(hypotheses(result, 0), [(score(language, 0, (3, 2, EOS), 0.6), (3, 2, EOS))])

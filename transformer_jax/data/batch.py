@@ -5,6 +5,8 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 PAD, EOS, UNKNOWN = 0, 1, 2  # token ids, the same in every vocabulary
 
@@ -21,6 +23,13 @@ class Tokens:
     ids: Any
     segments: Any  # 0: padding; 1, 2, ...: which sentence of the row
     positions: Any  # of the token in its sentence, from 0
+
+    @classmethod
+    def of(cls, ids: ArrayLike) -> "Tokens":
+        """One sentence a row, from its token ids [B, S]; PAD behind its end."""
+        ids = jnp.asarray(ids, jnp.int32)
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        return cls(ids, (ids != PAD).astype(jnp.int32), jnp.where(ids != PAD, positions, 0))
 
 
 @jax.tree_util.register_dataclass

@@ -57,6 +57,10 @@ class Vocabulary:
         """The ids of each sentence, EOS at the end."""
         return self._processor.encode(list(sentences), add_eos=True)
 
+    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """The pieces of token ids; "▁" in one stands for a space."""
+        return tuple(self._processor.id_to_piece(list(ids)))
+
     def decode(self, sentences: Iterable[Iterable[int]]) -> list[str]:
         """The text of each sequence of ids, up to its EOS."""
         return self._processor.decode([_until_eos(ids) for ids in sentences])

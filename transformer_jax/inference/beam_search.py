@@ -65,6 +65,7 @@ def beam_search(
     length: int,
     alpha: Float[Array, ""] | float = 0.6,
     results: int | None = None,
+    prefix: Int[Array, "B P"] | None = None,
     eos: int = EOS,
     early_stop: bool = True,
 ) -> BeamResult:
@@ -73,7 +74,7 @@ def beam_search(
     At every position the 2W best continuations of a sentence's W hypotheses are looked at. Those
     that end in EOS compete for a place among the R finished ones; of the others the W best live on,
     and there are always W, because at most W of the 2W can end. A hypothesis that reaches its
-    sentence's limit takes EOS there, whatever its probability.
+    sentence's limit takes EOS there, whatever its probability, and before that a prefix's tokens.
 
     A sentence is done when no live hypothesis can get a better score than the worst of its R
     finished ones: stopping early never changes the result. The search ends when all are done.
@@ -90,6 +91,8 @@ def beam_search(
       length: L, at least the largest of max_lengths; a multiple of 8 is fastest.
       alpha: the length penalty's exponent; any real number.
       results: R, by default W. With 1 the search is done sooner.
+      prefix: the tokens that every hypothesis of a sentence begins with, then PAD; fewer than
+        max_lengths, and without EOS. By default none.
       eos: the token that ends a hypothesis.
       early_stop: False searches on up to the limits.
     """
@@ -111,6 +114,9 @@ def beam_search(
     advance = partial(
         _advance_greedily if width == 1 else _advance,
         step=step,
+        forced=partial(
+            forced_tokens, prefix=prefix, max_lengths=jnp.minimum(max_lengths, length), eos=eos
+        ),
         max_lengths=jnp.minimum(max_lengths, length),
         alpha=alpha,
         eos=eos,
@@ -154,6 +160,7 @@ def _advance(
     state: SearchState,
     *,
     step: Step,
+    forced: Callable[[Array], Array],
     max_lengths: Array,
     alpha: Array | float,
     eos: int,
@@ -165,7 +172,7 @@ def _advance(
     """
     position, width = state.position, state.live_ids.shape[1]
     logits, cache = step(_last_ids(state), position, state.cache)  # [B, W, VOCAB]
-    scores, tokens, parents = _candidates(logits, state.live_scores, position, max_lengths, eos)
+    scores, tokens, parents = _candidates(logits, state.live_scores, forced(position))
     ended = tokens == eos  # [B, C]
 
     best = _merge(
@@ -196,9 +203,7 @@ def _advance(
 def _candidates(
     logits: Float[Array, "B W VOCAB"],
     live_scores: Float[Array, "B W"],
-    position: Int[Array, ""],
-    max_lengths: Int[Array, " B"],
-    eos: int,
+    forced: Int[Array, " B"],
 ) -> tuple[Float[Array, "B C"], Int[Array, "B C"], Int[Array, "B C"]]:
     """The 2W best continuations of each sentence: log-probabilities, tokens, hypotheses continued."""
     batch, width = live_scores.shape
@@ -209,16 +214,39 @@ def _candidates(
     tokens = jnp.take_along_axis(tokens.reshape(batch, -1), chosen, axis=1)
     parents = chosen // each
 
-    # At the limit every hypothesis continues with EOS and nothing else.
-    at_limit = (position + 1 >= max_lengths)[:, None]  # [B, 1]
+    # Where a token is forced every hypothesis continues with it and nothing else.
+    is_forced = (forced != PAD)[:, None]  # [B, 1]
     pad = ((0, 0), (0, scores.shape[1] - width))
-    eos_log_probs = logits[..., eos] - jax.nn.logsumexp(logits, axis=-1)  # [B, W]
-    forced = jnp.pad(live_scores + eos_log_probs, pad, constant_values=IMPOSSIBLE)
-    scores = jnp.where(at_limit, forced, scores)
-    tokens = jnp.where(at_limit, eos, tokens)
+    only = jnp.pad(live_scores + _log_probs_of(logits, forced), pad, constant_values=IMPOSSIBLE)
+    scores = jnp.where(is_forced, only, scores)
+    tokens = jnp.where(is_forced, forced[:, None], tokens)
     every = jnp.broadcast_to(jnp.arange(width), live_scores.shape)  # [B, W]
-    parents = jnp.where(at_limit, jnp.pad(every, pad), parents)
+    parents = jnp.where(is_forced, jnp.pad(every, pad), parents)
     return scores, tokens, parents
+
+
+def forced_tokens(
+    position: Int[Array, ""],
+    *,
+    prefix: Int[Array, "B P"] | None,
+    max_lengths: Int[Array, " B"],
+    eos: int,
+) -> Int[Array, " B"]:
+    """The only token that a sentence may have at `position`; PAD where it may have any."""
+    forced = jnp.where(position + 1 >= max_lengths, eos, PAD)
+    if prefix is None:
+        return forced
+    last = prefix.shape[1] - 1
+    given = jnp.where(position <= last, prefix[:, jnp.minimum(position, last)], PAD)
+    return jnp.where(given == PAD, forced, given)
+
+
+def _log_probs_of(
+    logits: Float[Array, "B W VOCAB"], tokens: Int[Array, " B"]
+) -> Float[Array, "B W"]:
+    """The log-probabilities of one token a sentence."""
+    chosen = jnp.take_along_axis(logits, tokens[:, None, None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def _merge(
@@ -251,20 +279,22 @@ def _advance_greedily(
     state: SearchState,
     *,
     step: Step,
+    forced: Callable[[Array], Array],
     max_lengths: Array,
     alpha: Array | float,
     eos: int,
     early_stop: bool,
 ) -> SearchState:
     """A step with W = 1: nothing competes, so nothing is sorted or moved, and EOS ends it."""
-    del early_stop  # a single hypothesis has nothing to wait for
+    del max_lengths, early_stop  # a single hypothesis has nothing to wait for
     position = state.position
     logits, cache = step(_last_ids(state), position, state.cache)  # [B, 1, VOCAB]
     log_probs, tokens = (entry[..., 0] for entry in best_tokens(logits, 1))  # [B, 1]
-    at_limit = (position + 1 >= max_lengths)[:, None]  # [B, 1]
-    eos_log_probs = logits[..., eos] - jax.nn.logsumexp(logits, axis=-1)
-    tokens = jnp.where(at_limit, eos, tokens)
-    scores = state.live_scores + jnp.where(at_limit, eos_log_probs, log_probs)  # [B, 1]
+    only = forced(position)  # [B]
+    is_forced = (only != PAD)[:, None]  # [B, 1]
+    tokens = jnp.where(is_forced, only[:, None], tokens)
+    log_probs = jnp.where(is_forced, _log_probs_of(logits, only), log_probs)
+    scores = state.live_scores + log_probs  # [B, 1]
     live_ids = lax.dynamic_update_slice_in_dim(
         state.live_ids, tokens[..., None], position, axis=2
     )  # [B, 1, L]

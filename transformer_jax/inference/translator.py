@@ -2,31 +2,37 @@
 """Text in, text out: section 6.1."""
 
 import copy
-import logging
+import dataclasses
+import hashlib
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 from tqdm import tqdm
 
 from transformer_jax.config import DecodeConfig
-from transformer_jax.data.batch import EOS, Tokens
+from transformer_jax.data.batch import EOS, PAD, Tokens
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
-from transformer_jax.inference.beam_search import beam_search
+from transformer_jax.inference.beam_search import BeamResult, Step, beam_search, length_penalty
+from transformer_jax.inference.devices import by_rows
+from transformer_jax.inference.encoding import Counts, encode_lines, encode_pairs, encode_prefixes
+from transformer_jax.inference.ensemble import Ensemble
+from transformer_jax.inference.forced import align_words, force
+from transformer_jax.inference.hypotheses import Hypothesis, SearchOptions
 from transformer_jax.inference.padding import Group, group_by_length, pad
+from transformer_jax.inference.sampling import line_keys, sample
 from transformer_jax.model.transformer import Transformer
-
-log = logging.getLogger(__name__)
 
 Params = Any  # the model's weights, nested by module and parameter name
 LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # all that str.splitlines knows
@@ -40,7 +46,7 @@ class Translator:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | Ensemble,
         vocabulary: Vocabulary,
         decode: DecodeConfig,
         max_length: int,
@@ -60,36 +66,57 @@ class Translator:
         self.params: Params = nnx.to_pure_dict(params)
         self.vocabulary, self.decode, self.mesh = vocabulary, decode, mesh
         self.max_length = max_length
-        self.step: int | None = None  # after how many training steps, if from_workdir knows
+        self.steps: tuple[int, ...] = ()  # after how many training steps, if from_workdir knows
         # A table of learned positions has no rows behind its last.
-        learned = model.config.positions == "learned"
-        self.longest_output = model.config.max_length if learned else math.inf
+        members = model.models if isinstance(model, Ensemble) else [model]
+        self.longest_output: int | float = min(
+            member.config.max_length if member.config.positions == "learned" else math.inf
+            for member in members
+        )
         self.batch_tokens = 2048 if jax.default_backend() == "cpu" else 8192
 
     @classmethod
     def from_workdir(
-        cls, workdir: str | Path, checkpoint: str = "latest", *, mesh: Mesh | None = None
+        cls,
+        workdir: str | Path | Sequence[str | Path],
+        checkpoint: str = "latest",
+        *,
+        mesh: Mesh | None = None,
     ) -> "Translator":
-        """The translator of a run folder.
+        """The translator of a run folder, or of an ensemble of several checkpoints.
 
         Args:
-          workdir: the run folder.
-          checkpoint: "latest", "best" (by validation BLEU), "average" or a step.
+          workdir: the run folder; several make an ensemble.
+          checkpoint: "latest", "best" (by validation BLEU), "average" or a step; several, as in
+            "latest,best,3000", make an ensemble, with those of every run folder.
           mesh: the devices that share the sentences, of all processes that make this call. None: all
             devices of this one.
 
         Raises:
-          UserError: no such run folder or checkpoint.
+          UserError: no such run folder or checkpoint, or the vocabularies differ.
         """
         from transformer_jax import checkpoints  # here: a search alone needs no Orbax
 
-        config, model, step = checkpoints.load_model(workdir, checkpoint)
-        path = Path(workdir) / "vocabulary.model"
-        vocabulary = Vocabulary.load(path, size=config.model.vocab_size)
+        workdirs = [workdir] if isinstance(workdir, str | Path) else list(workdir)
+        configs, models, steps = zip(
+            *(
+                checkpoints.load_model(folder, which.strip())
+                for folder in workdirs
+                for which in checkpoint.split(",")
+            ),
+            strict=True,
+        )
+        vocabulary = _common_vocabulary(workdirs)
         if mesh is None:
             mesh = Mesh(jax.local_devices(), ("data",))
-        translator = cls(model, vocabulary, config.decode, config.data.max_length, mesh=mesh)
-        translator.step = step
+        translator = cls(
+            models[0] if len(models) == 1 else Ensemble(models),
+            vocabulary,
+            configs[0].decode,
+            min(config.data.max_length for config in configs),
+            mesh=mesh,
+        )
+        translator.steps = steps
         everywhere = jax.NamedSharding(mesh, PartitionSpec())
 
         def replicate(leaf: jax.Array) -> jax.Array:
@@ -102,6 +129,14 @@ class Translator:
         other = copy.copy(self)
         other.params = params
         return other
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of weights and vocabulary: what translations depend on besides the options."""
+        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
+        for path, leaf in jax.tree.leaves_with_path(self.params):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
 
     def translate(
         self,
@@ -125,122 +160,365 @@ class Translator:
           progress: show a bar when stderr is a terminal.
           before_batch: called before each batch; what it raises ends the translation.
         """
-        beam_size = self.decode.beam_size if beam_size is None else beam_size
-        alpha = self.decode.alpha if alpha is None else alpha
-        if beam_size < 1:
-            raise UserError(f"beam_size={beam_size} is too small; it is 1 (greedy search) or more")
-        if not math.isfinite(alpha):
-            raise UserError(f"alpha={alpha} is no length penalty; 0.6 is usual, 0.0 is none")
-        sources = self._encode(lines)
+        options = SearchOptions(beam_size=beam_size, alpha=alpha)
+        hidden = not (progress and sys.stderr.isatty())
+        with tqdm(total=len(lines), unit=" sentences", disable=hidden) as bar:
+            found = self.search(lines, options, before_batch=before_batch, after_batch=bar.update)
+        return [hypotheses[0].text for hypotheses in found]
+
+    def search(
+        self,
+        lines: Sequence[str],
+        options: SearchOptions = SearchOptions(),  # noqa: B008  (frozen)
+        *,
+        prefixes: Sequence[str] | None = None,
+        first_line: int = 0,
+        counts: Counts | None = None,
+        before_batch: Callable[[], None] = lambda: None,
+        after_batch: Callable[[int], Any] = lambda lines: None,
+    ) -> list[list[Hypothesis]]:
+        """For every line its translations, best first, or samples in the order of their drawing.
+
+        A line has options.n_best of them, fewer only where its limit allows no more; a blank line has
+        one, of no text. Limits are those of `translate`, with options.max_length the lower of both.
+
+        Args:
+          lines: one sentence each.
+          options: how to search, and what to say.
+          prefixes: what each line's translation begins with, or blank for those without; its pieces
+            are forced, and their probability counts. It may exceed the limit, and is then all there is.
+          first_line: the number of the first line in the whole text; samples depend on it.
+          counts: is added to, instead of a warning that lines were cut.
+          before_batch: called before each batch; what it raises ends the search.
+          after_batch: called after each batch, and for blank lines, with a number of lines done.
+
+        Raises:
+          UserError: more translations are wanted than the beam keeps, or prefixes of another number
+            than lines.
+        """
+        width = self._beam_size(options)
+        if options.sampling is None and options.n_best > width:
+            raise UserError(
+                f"n_best={options.n_best} is more than the beam keeps, beam_size={width}; "
+                f"use beam_size={options.n_best} or more"
+            )
+        sources = encode_lines(self.vocabulary, lines, self.max_length, counts)
+        longest = int(min(self.longest_output, self.max_length)) - 1
+        starts = encode_prefixes(self.vocabulary, prefixes, len(lines), longest)
+        found = [[Hypothesis.blank(options)] for _ in lines]
         spoken = [index for index, ids in enumerate(sources) if ids != [EOS]]
+        after_batch(len(lines) - len(spoken))
+        results = self._find(
+            [sources[index] for index in spoken],
+            [starts[index] for index in spoken],
+            [first_line + index for index in spoken],
+            options,
+            before_batch,
+        )
+        for members, result in results:
+            indices = [spoken[member] for member in members]
+            hypotheses = self._hypotheses([sources[index] for index in indices], result, options)
+            for index, of_line in zip(indices, hypotheses, strict=True):
+                found[index] = of_line
+            after_batch(len(members))
+        return found
+
+    def score(
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        *,
+        alpha: float | None = None,
+        alignments: bool = False,
+        counts: Counts | None = None,
+    ) -> list[Hypothesis]:
+        """What the model says of given translations, token by token: log P(target | source).
+
+        A side of more than max_length tokens is cut. A pair with a blank side has no tokens, and NaN
+        for its log-probability.
+
+        Args:
+          sources: one sentence each.
+          targets: their translations.
+          alpha: of the length penalty in `Hypothesis.score`.
+          alignments: give alignments, too.
+          counts: is added to.
+
+        Raises:
+          UserError: the numbers of lines differ.
+        """
+        pairs = encode_pairs(self.vocabulary, sources, targets, self.max_length, counts)
+        options = SearchOptions(alpha=alpha, scores=True, alignments=alignments)
+        blank = dataclasses.replace(Hypothesis.blank(options), score=math.nan, log_prob=math.nan)
+        found = [dataclasses.replace(blank, text=text) for text in targets]
+        spoken = [index for index, pair in enumerate(pairs) if [EOS] not in pair]
+        hypotheses = self._forced(
+            [pairs[index] for index in spoken], [targets[index] for index in spoken], options
+        )
+        for index, hypothesis in zip(spoken, hypotheses, strict=True):
+            found[index] = hypothesis
+        return found
+
+    def _find(
+        self,
+        sources: list[list[int]],
+        starts: list[list[int]],
+        numbers: list[int],
+        options: SearchOptions,
+        before_batch: Callable[[], None],
+    ) -> Iterator[tuple[list[int], BeamResult]]:
+        """The hypotheses of each source, batch by batch: which sources, and a row for each of them.
+
+        Args:
+          sources: token ids.
+          starts: what each translation begins with; [] for nothing.
+          numbers: each line's number in the whole text.
+          options: see `search`.
+          before_batch: see `search`.
+        """
         groups = group_by_length(
-            [len(sources[index]) for index in spoken],
+            [len(ids) for ids in sources],
             self.batch_tokens,
             rows_multiple=self.mesh.size if self.mesh else 1,
         )
-        outputs = [""] * len(lines)
-        hidden = not (progress and sys.stderr.isatty())
-        with tqdm(total=len(spoken), unit=" sentences", disable=hidden) as bar:
-            for group in groups:
-                before_batch()
-                members = [spoken[member] for member in group.members]
-                ids = self._search(
-                    [sources[index] for index in members],
-                    group,
-                    beam_size,
-                    alpha,
-                )
-                texts = self.vocabulary.decode(ids[: len(members)].tolist())
-                for index, text in zip(members, texts, strict=True):
-                    outputs[index] = LINE_BREAKS.sub(" ", text)
-                bar.update(len(members))
-        return outputs
-
-    def _encode(self, lines: list[str]) -> list[list[int]]:
-        sources = self.vocabulary.encode([line.strip() for line in lines])
-        too_long = [ids for ids in sources if len(ids) > self.max_length]
-        if too_long:
-            log.warning(
-                "%d of %d lines have more than %d tokens; only that many are translated",
-                len(too_long),
-                len(lines),
-                self.max_length,
+        for group in groups:
+            before_batch()
+            result = self._search(
+                [sources[member] for member in group.members],
+                [starts[member] for member in group.members],
+                [numbers[member] for member in group.members],
+                group,
+                options,
             )
-        return [cut(ids, self.max_length) for ids in sources]
+            yield group.members, result
 
     def _search(
         self,
         sources: list[list[int]],
+        starts: list[list[int]],
+        numbers: list[int],
         group: Group,
-        beam_size: int,
-        alpha: float,
-    ) -> Int[np.ndarray, "B L"]:
-        """The best translation of each source and, behind them, padding."""
+        options: SearchOptions,
+    ) -> BeamResult:
+        """A batch's hypotheses and, behind them, rows of padding; numpy arrays."""
         # Rows without a sentence get an empty one, so that no softmax is over nothing.
         filled = sources + [[EOS]] * (group.rows - len(sources))
-        extra = self.decode.extra_length
+        extra, longest = self.decode.extra_length, self.longest_output
+        if options.max_length is not None:
+            longest = min(longest, options.max_length + 1)  # and EOS
         limits = np.zeros(group.rows, np.int32)
-        limits[: len(sources)] = [min(len(ids) + extra, self.longest_output) for ids in sources]
-        length = -(-(group.length + extra) // 8) * 8
-        return np.asarray(
-            _translate_batch(
-                self.params,
-                pad(filled, group.rows, group.length),
-                limits,
-                np.float32(alpha),
-                structure=self.structure,
-                beam_size=beam_size,
-                length=length,
-                mesh=self.mesh,
-            )
+        limits[: len(sources)] = [
+            max(min(len(ids) + extra, longest), len(start) + 1)
+            for ids, start in zip(sources, starts, strict=True)
+        ]
+        most = int(max(limits.max(), min(group.length + extra, longest)))
+        arguments = (
+            self.params,
+            pad(filled, group.rows, group.length),
+            limits,
+            _prefix(starts, group.rows),
+            np.float32(self._alpha(options)),
         )
+        shape = {"structure": self.structure, "length": _multiple_of_8(most), "mesh": self.mesh}
+        if options.sampling is not None:
+            sampling = options.sampling
+            result = _sample_batch(
+                *arguments,
+                sampling.arrays(),
+                np.array(numbers + [0] * (group.rows - len(numbers)), np.uint32),
+                top_k=sampling.top_k,
+                samples=options.n_best,
+                **shape,
+            )
+        else:
+            result = _translate_batch(
+                *arguments,
+                beam_size=self._beam_size(options),
+                results=options.n_best,
+                **shape,
+            )
+        return jax.device_get(result)
+
+    def _hypotheses(
+        self, sources: list[list[int]], result: BeamResult, options: SearchOptions
+    ) -> list[list[Hypothesis]]:
+        """What was found for each source, which is a row of `result`."""
+        rows = [
+            (row, place)
+            for row in range(len(sources))
+            for place in range(options.n_best)
+            if result.lengths[row, place] > 0
+        ]
+        ids = [result.ids[at][: result.lengths[at]].tolist() for at in rows]
+        texts = [LINE_BREAKS.sub(" ", text) for text in self.vocabulary.decode(ids)]
+        if options.scores or options.alignments:
+            pairs = [(sources[row], found) for (row, _), found in zip(rows, ids, strict=True)]
+            hypotheses = self._forced(pairs, texts, options)
+        else:
+            scores = result.scores
+            log_probs = scores * self._penalties(result.lengths, options)
+            hypotheses = [
+                Hypothesis(
+                    text,
+                    self.vocabulary.pieces(found[:-1]),
+                    float(scores[at]),
+                    float(log_probs[at]),
+                )
+                for at, text, found in zip(rows, texts, ids, strict=True)
+            ]
+        of_source: list[list[Hypothesis]] = [[] for _ in sources]
+        for (row, _), hypothesis in zip(rows, hypotheses, strict=True):
+            of_source[row].append(hypothesis)
+        return of_source
+
+    def _forced(
+        self, pairs: list[tuple[list[int], list[int]]], texts: list[str], options: SearchOptions
+    ) -> list[Hypothesis]:
+        """Each pair's target, whose text is given, with what the model says of it."""
+        forced = force(
+            self.params,
+            pairs,
+            structure=self.structure,
+            batch_tokens=self.batch_tokens,
+            mesh=self.mesh,
+            aligned=options.alignments,
+        )
+        penalties = self._penalties(np.array([len(target) for _, target in pairs], int), options)
+        hypotheses = []
+        for (source, target), text, said, penalty in zip(
+            pairs, texts, forced, penalties.tolist(), strict=True
+        ):
+            tokens = self.vocabulary.pieces(target[:-1])
+            log_prob = float(said.log_probs.sum(dtype=np.float64))
+            alignment = None
+            if said.looked_at is not None:
+                looked_at = said.looked_at[:-1].tolist()
+                alignment = align_words(self.vocabulary.pieces(source[:-1]), tokens, looked_at)
+            token_log_probs = tuple(said.log_probs.tolist()) if options.scores else None
+            hypotheses.append(
+                Hypothesis(text, tokens, log_prob / penalty, log_prob, token_log_probs, alignment)
+            )
+        return hypotheses
+
+    def _penalties(
+        self, lengths: Int[np.ndarray, "*dims"], options: SearchOptions
+    ) -> Float[np.ndarray, "*dims"]:
+        return np.asarray(length_penalty(jnp.asarray(lengths), self._alpha(options)))
+
+    def _beam_size(self, options: SearchOptions) -> int:
+        return self.decode.beam_size if options.beam_size is None else options.beam_size
+
+    def _alpha(self, options: SearchOptions) -> float:
+        return self.decode.alpha if options.alpha is None else options.alpha
 
 
-def cut(ids: list[int], length: int) -> list[int]:
-    """At most `length` tokens; EOS stays the last."""
-    return ids if len(ids) <= length else [*ids[: length - 1], EOS]
+def _common_vocabulary(workdirs: Sequence[str | Path]) -> Vocabulary:
+    """The vocabulary of the run folders.
+
+    Raises:
+      UserError: they have different ones.
+    """
+    first, *others = [Vocabulary.load(Path(folder) / "vocabulary.model") for folder in workdirs]
+    for folder, other in zip(workdirs[1:], others, strict=True):
+        if other.fingerprint != first.fingerprint:
+            raise UserError(
+                f"{workdirs[0]} and {folder} have different vocabularies; only models of one "
+                "vocabulary (config.data.vocab_path) make an ensemble"
+            )
+    return first
 
 
-@partial(jax.jit, static_argnames=("structure", "beam_size", "length", "mesh"))
+def _prefix(starts: list[list[int]], rows: int) -> Int[np.ndarray, "B P"] | None:
+    """What the rows' translations begin with, then PAD; None if none of them is told."""
+    longest = max(map(len, starts))
+    if not longest:
+        return None
+    prefix = np.full((rows, _multiple_of_8(longest)), PAD, np.int32)
+    for row, start in enumerate(starts):
+        prefix[row, : len(start)] = start
+    return prefix
+
+
+def _multiple_of_8(number: int) -> int:
+    return -(-number // 8) * 8
+
+
+@partial(jax.jit, static_argnames=("structure", "length", "mesh", "beam_size", "results"))
 def _translate_batch(
     params: Params,
     source: Tokens,
     limits: Int[Array, " B"],
+    prefix: Int[Array, "B P"] | None,
     alpha: Float[Array, ""],
     *,
     structure: nnx.GraphDef,
-    beam_size: int,
     length: int,
     mesh: Mesh | None,
-) -> Int[Array, "B L"]:
-    """The ids of the best hypotheses; compiled once for every shape of a batch."""
+    beam_size: int,
+    results: int,
+) -> BeamResult:
+    """The best hypotheses of each row; compiled once for every shape of a batch."""
 
-    def on_each_device(params: Params, source: Tokens, limits: Array, alpha: Array) -> Array:
+    def search(shared: Any, rows: Any) -> BeamResult:
+        (params, alpha), (source, limits, prefix) = shared, rows
         model = nnx.merge(structure, params)
-        cross = model.cross_cache(model.encode(source))
-        result = beam_search(
-            lambda ids, position, cache: model.decode_step(
-                ids, position, cache, cross, source.segments
-            ),
+        return beam_search(
+            _step(model, source),
             model.empty_cache(limits.shape[0], beam_size, length),
             beam_size=beam_size,
             max_lengths=limits,
             length=length,
             alpha=alpha,
-            results=1,
+            results=results,
+            prefix=prefix,
         )
-        return result.ids[:, 0]
 
-    if mesh is None or mesh.size == 1:
-        return on_each_device(params, source, limits, alpha)
-    # Every device searches for its own rows and stops when they are done.
-    rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-    split = jax.shard_map(
-        on_each_device,
-        mesh=mesh,
-        in_specs=(whole, rows, rows, whole),
-        out_specs=rows,
-        check_vma=False,
+    return by_rows(search, mesh, (params, alpha), (source, limits, prefix))
+
+
+@partial(jax.jit, static_argnames=("structure", "length", "mesh", "top_k", "samples"))
+def _sample_batch(
+    params: Params,
+    source: Tokens,
+    limits: Int[Array, " B"],
+    prefix: Int[Array, "B P"] | None,
+    alpha: Float[Array, ""],
+    randomness: tuple[Array, Array, Array | None],
+    numbers: Integer[Array, " B"],
+    *,
+    structure: nnx.GraphDef,
+    length: int,
+    mesh: Mesh | None,
+    top_k: int,
+    samples: int,
+) -> BeamResult:
+    """Samples of each row, by its line's number; `randomness` is (seed, temperature, top_p)."""
+
+    def draw(shared: Any, rows: Any) -> BeamResult:
+        params, alpha, (seed, temperature, top_p) = shared
+        source, limits, prefix, numbers = rows
+        model = nnx.merge(structure, params)
+        return sample(
+            _step(model, source),
+            model.empty_cache(limits.shape[0], samples, length),
+            keys=line_keys(seed, numbers),
+            samples=samples,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            max_lengths=limits,
+            length=length,
+            alpha=alpha,
+            prefix=prefix,
+        )
+
+    return by_rows(draw, mesh, (params, alpha, randomness), (source, limits, prefix, numbers))
+
+
+def _step(model: Transformer | Ensemble, source: Tokens) -> Step:
+    """What the search asks for the next token's logits."""
+    memory: Any = model.encode(source)
+    cross: Any = model.cross_cache(memory)
+    return lambda ids, position, cache: model.decode_step(
+        ids, position, cache, cross, source.segments
     )
-    ids = split(params, source, limits, alpha)
-    return jax.lax.with_sharding_constraint(ids, jax.NamedSharding(mesh, whole))

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-head attention: section 3.2."""
 
+import attention_kernels
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import ModelConfig
@@ -17,9 +19,9 @@ class MultiHeadAttention(nnx.Module):
     head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V), with K = d_k and V = d_v free of D.
     """
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
-        """The four projections; each head's columns stand together."""
-        self.config = config
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        """The four projections, computed in `dtype`; each head's columns stand together."""
+        self.config, dtype = config, jnp.dtype(dtype)
         heads, d_model = config.num_heads, config.d_model
         self.query = Dense(d_model, heads * config.d_k, dtype, rngs=rngs)
         self.key = Dense(d_model, heads * config.d_k, dtype, rngs=rngs)
@@ -55,6 +57,21 @@ class MultiHeadAttention(nnx.Module):
             noise=noise,
         )
         return self.out(heads.reshape(*heads.shape[:2], -1))
+
+    def weights(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S D"],
+        query_segments: Int[Array, "B T"],
+        key_segments: Int[Array, "B S"],
+    ) -> Float[Array, "B H T S"]:
+        """What each head makes of where x looks in memory: softmax(Q K^T / sqrt(d_k)), float32."""
+        return attention_kernels.attention_weights(
+            self._split(self.query(x)),
+            self.project_keys(memory)[0],
+            query_segments=query_segments,
+            key_segments=key_segments,
+        )
 
     def __call__(
         self,

@@ -144,6 +144,80 @@ def _apply(layer: EncoderLayer | DecoderLayer, remat: bool) -> Callable[..., Arr
     return again
 
 
+class Encoder(nnx.List):
+    """A list of N encoder layers: figure 1 (left), section 3.1.
+
+    In a pre-norm model (not the paper's) the output of the last layer is not normalised yet;
+    `Transformer.encoder_norm` does that.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Random weights, from the stream `params` of rngs."""
+        dtype = compute_dtype(config.dtype)
+        # Unrolled, not scanned over: steps are 3 to 6 % faster, and compiling takes 3 to 5 s longer.
+        layers = range(config.num_layers)
+        super().__init__([EncoderLayer(config, dtype, rngs=rngs) for _ in layers])
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        segments: Int[Array, "B S"],
+        *,
+        noise: Noise | None = None,
+        remat: bool = False,
+    ) -> Float[Array, "B S D"]:
+        """One layer after the other.
+
+        Args:
+          x: embeddings with their positions.
+          segments: 0 is padding; a token sees those of its own segment.
+          noise: for dropout, in training.
+          remat: of each layer only the input is kept for the backward pass.
+        """
+        for number, layer in enumerate(self):
+            x = _apply(layer, remat)(x, segments, at(noise, 2 + 2 * number))
+        return x
+
+
+class Decoder(nnx.List):
+    """A list of N decoder layers: figure 1 (right), section 3.1.
+
+    As in `Encoder` a pre-norm model's output is normalised by `Transformer.decoder_norm`.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Random weights, from the stream `params` of rngs."""
+        dtype = compute_dtype(config.dtype)
+        layers = range(config.num_layers)
+        super().__init__([DecoderLayer(config, dtype, rngs=rngs) for _ in layers])
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S D"],
+        target_segments: Int[Array, "B T"],
+        source_segments: Int[Array, "B S"],
+        *,
+        noise: Noise | None = None,
+        remat: bool = False,
+    ) -> Float[Array, "B T D"]:
+        """One layer after the other.
+
+        Args:
+          x: embeddings with their positions, shifted by one: place t holds token t - 1.
+          memory: the encoder's output.
+          target_segments: 0 is padding; a token sees itself and those to the left in its segment.
+          source_segments: of `memory`; a token sees the source of its own segment.
+          noise: for dropout, in training.
+          remat: of each layer only the inputs are kept for the backward pass.
+        """
+        for number, layer in enumerate(self):
+            x = _apply(layer, remat)(
+                x, memory, target_segments, source_segments, at(noise, 3 + 2 * number)
+            )
+        return x
+
+
 class Transformer(nnx.Module):
     """Encoder and decoder over one shared embedding: section 3, figure 1.
 
@@ -156,10 +230,8 @@ class Transformer(nnx.Module):
         dtype = compute_dtype(config.dtype)
         self.config = config
         self.embedding = Embedding(config, dtype, rngs=rngs)
-        # Unrolled, not scanned over: steps are 3 to 6 % faster, and compiling takes 3 to 5 s longer.
-        layers = range(config.num_layers)
-        self.encoder = nnx.List([EncoderLayer(config, dtype, rngs=rngs) for _ in layers])
-        self.decoder = nnx.List([DecoderLayer(config, dtype, rngs=rngs) for _ in layers])
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
         # Post-norm ends every layer with a normalisation; pre-norm needs one more at the end.
         pre = config.norm_position == "pre"
         self.encoder_norm = layer_norm(config, dtype, rngs=rngs) if pre else None
@@ -186,8 +258,7 @@ class Transformer(nnx.Module):
         """The encoder's output for the source tokens."""
         x = self._with_positions(self.embedding.embed(source.ids), source.positions)
         x = dropout(x, self.config.dropout, at(noise, 0))
-        for number, layer in enumerate(self.encoder):
-            x = _apply(layer, remat)(x, source.segments, at(noise, 2 + 2 * number))
+        x = self.encoder(x, source.segments, noise=noise, remat=remat)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(
@@ -204,10 +275,7 @@ class Transformer(nnx.Module):
         first = target.positions[..., None] == 0  # a sentence's first input is the zero vector
         x = self._with_positions(jnp.where(first, 0, shifted), target.positions)
         x = dropout(x, self.config.dropout, at(noise, 1))
-        for number, layer in enumerate(self.decoder):
-            x = _apply(layer, remat)(
-                x, memory, target.segments, source_segments, at(noise, 3 + 2 * number)
-            )
+        x = self.decoder(x, memory, target.segments, source_segments, noise=noise, remat=remat)
         return x if self.decoder_norm is None else self.decoder_norm(x)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... VOCAB"]:

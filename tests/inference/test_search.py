@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translator.search and score: n-best, scores, alignments, prefixes, samples, ensembles."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.tiny_models import SENTENCES, tiny_model, tiny_vocabulary
+from transformer_jax.config import DecodeConfig, MeshConfig
+from transformer_jax.data.batch import EOS, Batch, Tokens
+from transformer_jax.errors import UserError
+from transformer_jax.inference.encoding import Counts
+from transformer_jax.inference.ensemble import Ensemble, log_mean
+from transformer_jax.inference.forced import align_words, force
+from transformer_jax.inference.hypotheses import SearchOptions, perplexity
+from transformer_jax.inference.padding import pad
+from transformer_jax.inference.sampling import Sampling
+from transformer_jax.inference.translator import Translator
+from transformer_jax.training.sharding import make_mesh
+
+DECODE = DecodeConfig(beam_size=3, alpha=0.6, extra_length=5)
+LINES = [SENTENCES[i] for i in (4, 0, 16, 3, 7, 30)]  # one shape of a batch
+ALL = SearchOptions(n_best=3, scores=True, alignments=True)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    return tiny_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocabulary.model")
+
+
+@pytest.fixture(scope="module")
+def models(vocabulary):
+    """Two models of one vocabulary and different sizes, the second with positions that are learned."""
+    return [
+        tiny_model(vocabulary),
+        tiny_model(vocabulary, 1, num_layers=3, d_ff=12, positions="learned"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def translator(models, vocabulary):
+    return Translator(models[0], vocabulary, DECODE, 24)
+
+
+@pytest.fixture(scope="module")
+def found(translator):
+    """Everything that there is to say of LINES."""
+    return translator.search(LINES, ALL)
+
+
+@nnx.jit
+def logits_of(model, batch):
+    return model(batch)
+
+
+def ids_of(vocabulary, tokens):
+    return [vocabulary._processor.piece_to_id(piece) for piece in tokens] + [EOS]
+
+
+def test_the_best_are_in_order_and_the_first_is_the_translation(translator, found):
+    assert [hypotheses[0].text for hypotheses in found] == translator.translate(LINES)
+    for hypotheses in found:
+        assert len(hypotheses) == 3
+        assert len({entry.tokens for entry in hypotheses}) == 3
+        scores = [entry.score for entry in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_scores_are_those_of_the_whole_model(models, vocabulary, found):
+    """By a pass of one pair, unpadded, that shares no code with the search."""
+    for line, hypothesis in zip(LINES[:2], (found[0][0], found[1][2]), strict=True):
+        source = vocabulary.encode([line])[0]
+        target = ids_of(vocabulary, hypothesis.tokens)
+        batch = Batch(pad([source], 1, len(source)), pad([target], 1, len(target)), np.arange(1))
+        log_probs = jax.nn.log_softmax(logits_of(models[0], jax.tree.map(jnp.asarray, batch))[0])
+        expected = [float(log_probs[place, token]) for place, token in enumerate(target)]
+        np.testing.assert_allclose(hypothesis.token_log_probs, expected, atol=1e-4)
+        assert hypothesis.log_prob == pytest.approx(sum(expected), abs=1e-3)
+        penalty = ((5 + len(target)) / 6) ** 0.6
+        assert hypothesis.score == pytest.approx(hypothesis.log_prob / penalty)
+
+
+def test_what_was_not_asked_for_is_left_out_and_changes_nothing(translator, found):
+    lean = translator.search(LINES, SearchOptions(n_best=3))
+    for all_said, said in zip(found, lean, strict=True):
+        for full, entry in zip(all_said, said, strict=True):
+            assert entry.token_log_probs is None and entry.alignment is None
+            assert (entry.text, entry.tokens) == (full.text, full.tokens)
+            assert entry.score == pytest.approx(full.score, abs=1e-4)
+            assert entry.log_prob == pytest.approx(full.log_prob, abs=1e-3)
+
+
+def test_forced_scores_are_those_of_the_search(translator, found):
+    """Of the hypotheses whose text has one segmentation only: that of the search."""
+    each = [(line, entry) for line, of_line in zip(LINES, found, strict=True) for entry in of_line]
+    sources, targets = [line for line, _ in each], [entry.text for _, entry in each]
+    said = translator.score(sources, targets, alignments=True)
+    same = [
+        (forced, entry)
+        for forced, (_, entry) in zip(said, each, strict=True)
+        if entry.tokens and forced.tokens == entry.tokens
+    ]
+    assert len(same) >= 1
+    for forced, entry in same:
+        assert forced.log_prob == pytest.approx(entry.log_prob, abs=1e-3)
+        assert forced.alignment == entry.alignment
+
+
+def test_pairs_with_a_blank_side_have_no_probability(translator):
+    counts = Counts()
+    said = translator.score(["ein Hund", " ", "dog"], ["", "dog", "runs"], counts=counts)
+    assert [entry.text for entry in said] == ["", "dog", "runs"]
+    assert [math.isnan(entry.log_prob) for entry in said] == [True, True, False]
+    assert (counts.lines, counts.empty) == (3, 2)
+    last = said[2]
+    assert perplexity(said) == pytest.approx(
+        math.exp(-last.log_prob / (len(last.tokens) + 1)), rel=1e-6
+    )
+    assert math.isnan(perplexity(said[:2]))
+    with pytest.raises(UserError, match="2 sources and 1 targets are no pairs"):
+        translator.score(["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_translation_begins_with_its_prefix(translator, vocabulary, beam_size):
+    prefixes = ["zwei Männer", "", "the"]
+    options = SearchOptions(beam_size=beam_size, n_best=beam_size, scores=True)
+    found = translator.search(LINES[:3], options, prefixes=prefixes)
+    free = translator.search(LINES[:3], options)
+    for prefix, hypotheses in zip(prefixes, found, strict=True):
+        start = vocabulary.pieces(vocabulary.encode([prefix])[0][:-1])
+        assert all(entry.tokens[: len(start)] == start for entry in hypotheses)
+        assert len({entry.tokens for entry in hypotheses}) == beam_size
+    assert [entry.tokens for entry in found[1]] == [entry.tokens for entry in free[1]]
+    # The search's own score counts the prefix, as the forced pass does.
+    lean = dataclasses.replace(options, scores=False)
+    again = translator.search(LINES[:3], lean, prefixes=prefixes)
+    assert again[0][0].log_prob == pytest.approx(found[0][0].log_prob, abs=1e-3)
+
+
+def test_a_prefix_may_be_longer_than_the_limit(translator):
+    long = " ".join(SENTENCES[:9])
+    options = SearchOptions(max_length=2)
+    [hypothesis], [other] = translator.search(LINES[:2], options, prefixes=[long, ""])
+    assert len(hypothesis.tokens) == 23 and len(other.tokens) <= 2
+    with pytest.raises(UserError, match="1 prefixes for 2 lines"):
+        translator.search(LINES[:2], prefixes=[long])
+
+
+def test_max_length_is_a_limit_besides_the_usual_one(translator):
+    def sizes(limit):
+        found = translator.search(LINES, SearchOptions(max_length=limit))
+        return [len(hypotheses[0].tokens) for hypotheses in found]
+
+    usual = sizes(None)
+    assert max(usual) > 3 and sizes(500) == usual
+    assert max(sizes(3)) == 3
+
+
+def test_a_blank_line_has_one_empty_translation(translator):
+    found = translator.search([" ", LINES[0]], ALL, prefixes=["the", ""])
+    [blank] = found[0]
+    assert (blank.text, blank.tokens, blank.score, blank.log_prob) == ("", (), 0.0, 0.0)
+    assert blank.token_log_probs == () and blank.alignment == ()
+    assert translator.search([]) == []
+
+
+def test_samples_do_not_depend_on_the_batch_and_follow_the_line_s_number(translator):
+    options = SearchOptions(n_best=2, sampling=Sampling(temperature=1.5, seed=3))
+    together = translator.search(LINES, options)
+    alone = translator.search(LINES[4:5], options, first_line=4)
+    assert [entry.tokens for entry in together[4]] == [entry.tokens for entry in alone[0]]
+    elsewhere = translator.search(LINES[4:5], options)
+    assert [entry.tokens for entry in elsewhere[0]] != [entry.tokens for entry in alone[0]]
+    other_seed = dataclasses.replace(options, sampling=Sampling(temperature=1.5, seed=4))
+    assert together != translator.search(LINES, other_seed)
+    assert together == translator.search(LINES, options)
+
+
+def test_a_sample_of_the_one_best_token_is_greedy_search(translator):
+    samples = translator.search(LINES, SearchOptions(sampling=Sampling(top_k=1)))
+    greedy = translator.search(LINES, SearchOptions(beam_size=1))
+    for [drawn], [searched] in zip(samples, greedy, strict=True):
+        assert drawn.tokens == searched.tokens
+        assert drawn.score == pytest.approx(searched.score, abs=1e-4)
+
+
+def test_an_ensemble_averages_probabilities(models, vocabulary):
+    rng = np.random.default_rng(0)
+    logits = [jnp.asarray(rng.normal(size=(2, 5)), jnp.float32) for _ in range(3)]
+    mean = sum(jax.nn.softmax(entry) for entry in logits) / 3
+    np.testing.assert_allclose(jnp.exp(log_mean(logits)), mean, rtol=1e-5)
+
+    members = [Translator(model, vocabulary, DECODE, 24) for model in models]
+    both = Translator(Ensemble(models), vocabulary, DECODE, 24)
+    found = both.search(LINES[:4], ALL)
+    targets = [hypotheses[0].text for hypotheses in found]
+    said, *single = [who.score(LINES[:4], targets) for who in (both, *members)]
+    for together, *apart in zip(said, *single, strict=True):
+        # The first token's context is the same for all; later ones' too, because they are forced.
+        expected = np.mean(np.exp([entry.token_log_probs for entry in apart]), axis=0)
+        np.testing.assert_allclose(np.exp(together.token_log_probs), expected, rtol=1e-3)
+    assert found[0][0].text != members[0].translate(LINES[:1])[0] or found != members[0].search(
+        LINES[:4], ALL
+    )
+    lean = both.search(LINES[:4], SearchOptions(n_best=3))
+    for full, entry in zip(found[0], lean[0], strict=True):
+        assert full.log_prob == pytest.approx(entry.log_prob, abs=1e-3)
+
+
+def test_an_ensemble_of_a_model_with_itself_is_the_model(models, vocabulary, translator):
+    twins = [models[0], nnx.clone(models[0])]
+    twice = Translator(Ensemble(twins), vocabulary, DECODE, 24)
+    assert twice.translate(LINES) == translator.translate(LINES)
+
+
+def test_eight_devices_say_the_same_as_one(models, vocabulary, translator, found):
+    if jax.device_count() != 8:
+        pytest.skip("needs JAX_NUM_CPU_DEVICES=8")
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    shared = Translator(models[0], vocabulary, DECODE, 24, mesh=mesh)
+    shared = shared.with_params(jax.device_put(shared.params, jax.NamedSharding(mesh, jax.P())))
+    options = SearchOptions(n_best=2, sampling=Sampling(seed=1))
+    for one, other in (
+        (found, shared.search(LINES, ALL)),
+        (translator.search(LINES, options), shared.search(LINES, options)),
+    ):
+        for hypotheses, others in zip(one, other, strict=True):
+            for left, right in zip(hypotheses, others, strict=True):
+                assert (left.tokens, left.alignment) == (right.tokens, right.alignment)
+
+
+def test_alignments_are_between_words_that_exist(found):
+    for line, hypotheses in zip(LINES, found, strict=True):
+        for hypothesis in hypotheses:
+            words = sum(piece.startswith("▁") for piece in hypothesis.tokens[1:]) + 1
+            assert hypothesis.alignment is not None
+            aligned = {target for _, target in hypothesis.alignment}
+            assert aligned == (set(range(words)) if hypothesis.tokens else set())
+            assert all(0 <= source < len(line.split()) for source, _ in hypothesis.alignment)
+
+
+@nnx.jit
+def looked_at_by_hand(model, source, target):
+    """The last two layers' cross-attention, through the layers of a post-norm decoder one by one."""
+    memory = model.encode(source)
+    x = jnp.pad(model.embedding.embed(target.ids), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    x += model.embedding.encode_positions(target.positions, target.ids.shape[1])
+    segments = target.segments, source.segments
+    weights = []
+    for layer in model.decoder:
+
+        def itself(y, attention=layer.self_attention):
+            return attention(y, y, segments[0], segments[0], causal=True)
+
+        query = layer.self_attention_residual(x, itself, None)
+        weights.append(layer.cross_attention.weights(query, memory, *segments).mean(axis=1))
+        x = layer(x, memory, *segments, None)
+    return (weights[-1] + weights[-2])[0]  # [T, S]
+
+
+def test_a_token_is_aligned_to_what_the_last_two_layers_look_at_most(vocabulary):
+    model = tiny_model(vocabulary, 5, num_layers=3)
+    for layer in model.decoder:  # so that each looks at few places
+        layer.cross_attention.query.kernel[...] *= 20.0
+    translator = Translator(model, vocabulary, DECODE, 24)
+    source, target = (vocabulary.encode([line])[0] for line in (LINES[2], LINES[4]))
+    [said] = force(
+        translator.params,
+        [(source, target)],
+        structure=translator.structure,
+        batch_tokens=64,
+        aligned=True,
+    )
+    weights = looked_at_by_hand(model, *(Tokens.of([ids]) for ids in (source, target)))
+    expected = np.argmax(np.asarray(weights)[:, :-1], axis=-1)  # the source's EOS is no word
+    np.testing.assert_array_equal(said.looked_at, expected)
+    assert len(set(expected.tolist())) > 1, "all look at the same place; nothing is tested"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "looked_at", "pairs"),
+    [
+        ("▁a ▁b", "▁x ▁y", [1, 0], [(1, 0), (0, 1)]),
+        ("▁a b ▁c", "▁x y ▁z", [0, 2, 1], [(0, 0), (1, 0), (0, 1)]),
+        ("▁a", "x y", [0, 0], [(0, 0)]),
+        ("▁ a ▁ b", "▁ x", [2, 3], [(1, 0)]),
+        ("a ▁b", "▁x", [1], [(1, 0)]),
+        ("▁a", "", [], []),
+    ],
+)
+def test_words_are_aligned_through_their_pieces(source, target, looked_at, pairs):
+    assert align_words(source.split(" "), target.split(), looked_at) == tuple(pairs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_best": 4}, "n_best=4 is more than the beam keeps, beam_size=3"),
+        ({"n_best": 0}, "n_best=0"),
+        ({"max_length": 0}, "max_length=0"),
+        ({"beam_size": 4, "sampling": Sampling()}, "beam_size=4 has no meaning in sampling"),
+    ],
+)
+def test_impossible_options_are_refused(translator, options, message):
+    with pytest.raises(UserError, match=message):
+        translator.search(LINES, SearchOptions(**options))
+
+
+def test_counts_say_what_kind_of_lines_came(translator, caplog):
+    counts = Counts()
+    with caplog.at_level("WARNING"):
+        translator.search(["", " ".join(SENTENCES), "dog 😀", "dog"], counts=counts)
+    assert counts == Counts(lines=4, empty=1, cut=1, unknown=1)
+    assert not caplog.text, "what is counted need not be warned of"

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of text into token ids, as a search and a scoring take them."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from transformer_jax.data.batch import EOS, UNKNOWN
+from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Counts:
+    """How many lines came, and how many of them were of a kind that one wants to know of."""
+
+    lines: int = 0
+    empty: int = 0  # of no text
+    cut: int = 0  # of more tokens than the model takes
+    unknown: int = 0  # with something that the vocabulary does not have
+    tokens: int = 0  # of targets that were scored, EOS included
+    log_prob: float = 0.0  # of these tokens together
+
+
+def encode_lines(
+    vocabulary: Vocabulary, lines: Sequence[str], max_length: int, counts: Counts | None = None
+) -> list[list[int]]:
+    """The ids of each line, EOS at the end, cut to max_length; [EOS] for a blank line.
+
+    `counts` is added to; without it a warning says how many lines were cut.
+    """
+    encoded = vocabulary.encode([line.strip() for line in lines])
+    too_long = sum(len(ids) > max_length for ids in encoded)
+    if counts is not None:
+        counts.lines += len(encoded)
+        counts.empty += sum(ids == [EOS] for ids in encoded)
+        counts.cut += too_long
+        counts.unknown += sum(UNKNOWN in ids for ids in encoded)
+    elif too_long:
+        log.warning(
+            "%d of %d lines have more than %d tokens; only that many are translated",
+            too_long,
+            len(encoded),
+            max_length,
+        )
+    return [cut(ids, max_length) for ids in encoded]
+
+
+def encode_pairs(
+    vocabulary: Vocabulary,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    max_length: int,
+    counts: Counts | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """The ids of both sides of each pair, as `encode_lines` makes them.
+
+    A pair counts as cut, empty or unknown if one of its sides does.
+
+    Raises:
+      UserError: the numbers of lines differ.
+    """
+    if len(sources) != len(targets):
+        raise UserError(
+            f"{len(sources)} sources and {len(targets)} targets are no pairs; give one target a source"
+        )
+    encoded = [vocabulary.encode([line.strip() for line in lines]) for lines in (sources, targets)]
+    pairs = list(zip(*encoded, strict=True))
+    if counts is not None:
+        counts.lines += len(pairs)
+        counts.empty += sum([EOS] in pair for pair in pairs)
+        counts.cut += sum(max(map(len, pair)) > max_length for pair in pairs)
+        counts.unknown += sum(any(UNKNOWN in ids for ids in pair) for pair in pairs)
+    return [(cut(source, max_length), cut(target, max_length)) for source, target in pairs]
+
+
+def encode_prefixes(
+    vocabulary: Vocabulary, prefixes: Sequence[str] | None, lines: int, longest: int
+) -> list[list[int]]:
+    """The first `longest` token ids of each prefix; [] for a line without one.
+
+    Raises:
+      UserError: there are prefixes, but not one a line.
+    """
+    if prefixes is None:
+        return [[]] * lines
+    if len(prefixes) != lines:
+        raise UserError(
+            f"{len(prefixes)} prefixes for {lines} lines; give one a line, blank where there is none"
+        )
+    encoded = vocabulary.encode([prefix.strip() for prefix in prefixes])
+    return [ids[: min(longest, len(ids) - 1)] for ids in encoded]  # without EOS
+
+
+def cut(ids: list[int], length: int) -> list[int]:
+    """At most `length` tokens; EOS stays the last."""
+    return ids if len(ids) <= length else [*ids[: length - 1], EOS]

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of the commands that use trained models: which weights."""
+
+from absl import flags
+
+WORKDIR = flags.DEFINE_multi_string(
+    "workdir",
+    None,
+    "The run folder that training wrote. Given several times: an ensemble of runs that have one "
+    "vocabulary.",
+    required=True,
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "latest",
+    "Which weights: latest, best (by BLEU on the validation split), average (written by "
+    "python -m transformer_jax.average), or a step, such as 2000. Several, as in latest,best,2000, "
+    "are an ensemble: their probabilities are averaged.",
+)
