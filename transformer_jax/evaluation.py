@@ -98,8 +98,11 @@ def make_likelihood(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Likel
 
     def batches(sources: list[str], references: list[str]) -> Iterator[Batch]:
         sides = [
-            [cut(ids, max_length) for ids in vocabulary.encode([line.strip() for line in lines])]
-            for lines in (sources, references)
+            [cut(ids, max_length) for ids in encode([line.strip() for line in lines])]
+            for encode, lines in (
+                (vocabulary.encode, sources),
+                (vocabulary.encode_targets, references),
+            )
         ]
         pairs = [pair for pair in zip(*sides, strict=True) if min(map(len, pair)) > 1]
         lengths = [max(map(len, pair)) for pair in pairs]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from transformer_jax.config import DecodeConfig
-from transformer_jax.data.batch import EOS, Tokens
+from transformer_jax.data.batch import EOS, PAD, Tokens
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.inference.beam_search import beam_search
@@ -228,6 +228,7 @@ def _translate_batch(
             length=length,
             alpha=alpha,
             results=1,
+            never=(PAD,),  # a softmax has it, but no translation
         )
         return result.ids[:, 0]
 
