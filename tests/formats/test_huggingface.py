@@ -103,10 +103,10 @@ def test_logits_agree_to_a_ten_thousandth(folder, workdir, exported):
         np.testing.assert_allclose(logits[real], expected[real], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 4])
-def test_the_same_tokens(folder, workdir, exported, beams):
-    lines = sentences(LINES)
-    expected = None
+def test_the_same_tokens_of_200_sentences(folder, workdir, exported, beams):
+    lines = sentences(200)
     translator = Translator.from_workdir(workdir)
     got = ours(translator, lines, beams)
     for place in (folder, exported):
@@ -114,9 +114,13 @@ def test_the_same_tokens(folder, workdir, exported, beams):
         expected = theirs(
             model, tokenizer, lines, num_beams=beams, do_sample=False, length_penalty=0.0
         )
-        differing = [index for index in range(len(lines)) if got[index] != expected[index]]
+        # At the limit a hypothesis takes EOS: with its probability here, for nothing there. In a
+        # beam that makes a difference.
+        limits = [len(tokenizer(line).input_ids) + 50 for line in lines]
+        ended = [
+            index for index in range(200) if beams == 1 or len(expected[index]) + 1 < limits[index]
+        ]
+        assert len(ended) >= 198
+        differing = [index for index in ended if got[index] != expected[index]]
         assert not differing, [(lines[i], got[i], expected[i]) for i in differing[:3]]
     assert np.mean([len(ids) for ids in got]) > 2
-
-
-LINES = 200

@@ -64,10 +64,13 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with Path(path).open("wb") as file:
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
             file.write(np.ascontiguousarray(array).tobytes())
+    temporary.replace(path)  # the arrays may be those of the file that was there, which `read` maps
 
 
 def _parse(content: np.ndarray) -> dict[str, np.ndarray]:
