@@ -100,7 +100,7 @@ def random_arrays(described: dict, seed: int, *, start: str = "zero") -> dict[st
         table[-1] = 0.0
     arrays["model.shared.weight"] = table
     bias = normal(1, size)
-    bias[0, 0] += 6.0  # sentences end
+    bias[0, 0] += 1.0  # some sentences end by themselves
     arrays["final_logits_bias"] = bias
     for stack in ("encoder", "decoder"):
         for layer in range(described["encoder_layers"]):
@@ -109,11 +109,11 @@ def random_arrays(described: dict, seed: int, *, start: str = "zero") -> dict[st
             for block in blocks:
                 for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
                     name = f"{place}.{block}.{part}"
-                    arrays[f"{name}.weight"] = normal(d_model, d_model, scale=1.2 * d_model**-0.5)
+                    arrays[f"{name}.weight"] = normal(d_model, d_model, scale=2.0 * d_model**-0.5)
                     arrays[f"{name}.bias"] = normal(d_model, scale=0.2)
-            arrays[f"{place}.fc1.weight"] = normal(d_ff, d_model, scale=1.2 * d_model**-0.5)
+            arrays[f"{place}.fc1.weight"] = normal(d_ff, d_model, scale=2.0 * d_model**-0.5)
             arrays[f"{place}.fc1.bias"] = normal(d_ff, scale=0.2)
-            arrays[f"{place}.fc2.weight"] = normal(d_model, d_ff, scale=1.2 * d_ff**-0.5)
+            arrays[f"{place}.fc2.weight"] = normal(d_model, d_ff, scale=2.0 * d_ff**-0.5)
             arrays[f"{place}.fc2.bias"] = normal(d_model, scale=0.2)
             for norm in [*(f"{block}_layer_norm" for block in blocks), "final_layer_norm"]:
                 arrays[f"{place}.{norm}.weight"] = normal(d_model, scale=0.2, mean=1.0)

@@ -223,6 +223,7 @@ def test_a_damaged_pack_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"d_model": None}, "d_model=None, which is no whole number"),
         ({"decoder_layers": 6}, "decoder_layers=6; only models with 2"),
         ({"decoder_ffn_dim": 99}, "decoder_ffn_dim=99"),
         ({"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings=False"),

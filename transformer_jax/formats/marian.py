@@ -296,7 +296,7 @@ def _read_vocabulary(folder: Path, described: Mapping[str, Any]) -> MarianVocabu
     source, target = (_read_bytes(folder / name) for name in ("source.spm", "target.spm"))
     try:
         vocabulary = MarianVocabulary(source, target, table)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'vocab.json'} cannot be used: {error}") from None
     except RuntimeError:
         raise UserError(f"{folder} has a .spm file that is no sentencepiece model") from None
@@ -328,6 +328,11 @@ def _model_config(
     place = folder / "config.json"
     if described.get("model_type") != "marian":
         raise UserError(f"{place} has model_type={described.get('model_type')!r}, not 'marian'")
+    for field in ("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads", "d_model"):
+        if not isinstance(described.get(field), int):
+            raise UserError(
+                f"{place} has {field}={described.get(field)!r}, which is no whole number"
+            )
     expected = {
         "decoder_layers": described["encoder_layers"],
         "decoder_ffn_dim": described["encoder_ffn_dim"],
@@ -391,6 +396,9 @@ def _run_config(folder: Path, described: Mapping[str, Any], model: ModelConfig) 
     )
     search = {**described, **generation}
     languages = [tokenizer.get(f"{side}_lang") or side for side in ("source", "target")]
+    if languages[0] == languages[1]:  # from and to a group of languages
+        languages = ["source", "target"]
+    alpha = search.get("length_penalty")
     config = Config(
         model=model,
         data=DataConfig(
@@ -402,7 +410,7 @@ def _run_config(folder: Path, described: Mapping[str, Any], model: ModelConfig) 
         ),
         decode=DecodeConfig(
             beam_size=search.get("num_beams") or 4,
-            alpha=float(search.get("length_penalty") or 1.0),
+            alpha=1.0 if alpha is None else float(alpha),
         ),
     )
     try:
