@@ -28,7 +28,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from transformer_jax import distributed
-from transformer_jax.config import Config, ConfigError
+from transformer_jax.config import Config, ConfigError, ModelConfig
 from transformer_jax.errors import UserError
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.metrics import read_metrics
@@ -105,6 +105,11 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 _check_about(_folder(self.workdir) / str(step), self.workdir)
+                if not (_folder(self.workdir) / str(step) / "optimizer").exists():
+                    raise UserError(
+                        f"checkpoint {step} in {_folder(self.workdir)} has weights alone; train from "
+                        f"them with --config.train.init_from={self.workdir} in another --workdir"
+                    )
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
@@ -210,7 +215,7 @@ def load_config(workdir: str | Path) -> Config:
 def load_params(workdir: str | Path, which: str = "latest") -> tuple[int, Params]:
     """(step, weights) of a checkpoint, on one device; see `load_model`."""
     workdir = Path(workdir)
-    like = _abstract_params(load_config(workdir))
+    like = abstract_params(load_config(workdir).model)
     for folder, step in _candidates(workdir, which):
         try:
             _check_about(folder, workdir)
@@ -240,7 +245,7 @@ def average(workdir: str | Path, last: int) -> Path:
             f"--last={last} cannot be averaged, {_folder(workdir)} holds {len(steps)} "
             "checkpoint(s); config.train.keep says how many a run keeps"
         )
-    like = _abstract_params(config)
+    like = abstract_params(config.model)
     total: Any = None
     read = 0
     for step in steps[-last:]:
@@ -260,23 +265,37 @@ def average(workdir: str | Path, last: int) -> Path:
         raise UserError(f"none of the last {last} checkpoints in {_folder(workdir)} can be read")
     mean = jax.tree.map(lambda leaf: (leaf / read).astype(np.float32), total)
     folder = workdir.absolute() / "average" / str(steps[-1])
+    _write_params(workdir, folder, mean)
+    for old in folder.parent.iterdir():
+        if old != folder:
+            shutil.rmtree(old)
+    return folder
+
+
+def save_params(workdir: str | Path, step: int, params: Params) -> None:
+    """Write a checkpoint of weights alone: one to translate with, or to start another run from.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    workdir = Path(workdir)
+    _write_params(workdir, _folder(workdir) / str(step), params)
+
+
+def _write_params(workdir: Path, folder: Path, params: Params) -> None:
     items = ocp.args.Composite(
-        params=ocp.args.StandardSave(mean), about=ocp.args.JsonSave(_about(workdir))
+        params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(_about(workdir))
     )
     alone = _alone()
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
     )
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(mean))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     with (
         _told_as_user_error(folder.parent, size),
         ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
     ):
         checkpointer.save(folder, items, force=True)
-    for old in folder.parent.iterdir():
-        if old != folder:
-            shutil.rmtree(old)
-    return folder
 
 
 def averaged_steps(workdir: Path, config: Config) -> list[int]:
@@ -398,9 +417,10 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _abstract_params(config: Config) -> Params:
+def abstract_params(config: ModelConfig) -> Params:
+    """The shapes and dtypes of a model's weights, nested by module and parameter name."""
     here = SingleDeviceSharding(jax.local_devices()[0])
-    model = nnx.eval_shape(lambda: Transformer(config.model, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
         nnx.to_pure_dict(nnx.state(model, nnx.Param)),

@@ -44,6 +44,9 @@ class ModelConfig:
     activation: str = "relu"
     norm_position: str = "post"
     positions: str = "sinusoidal"
+    norm_epsilon: float = 1e-6  # added to the variance in layer normalisation
+    logits_bias: bool = False  # a bias on the softmax's input; not in the paper, but in Marian
+    decoder_start: str = "zero"  # the decoder's first input: the zero vector, or PAD's embedding
     dtype: str = "auto"  # of the computation: bfloat16 on accelerators, float32 on CPUs
 
 
@@ -91,6 +94,9 @@ class TrainConfig:
     keep: int = 5  # how many of the last checkpoints stay, and are averaged at the end
     accumulate: int = 1  # a step's batch is computed in so many pieces, to save memory
     seed: int = 0
+    init_from: str = (
+        ""  # a run folder whose weights, architecture and vocabulary training starts from
+    )
     label_smoothing: float = 0.1
     logits_chunk: int = 0  # tokens whose logits exist at once; 0: all
     on_bad_step: str = "stop"  # or "skip"; training/step.py, MOST_LOSS, says what a bad step is
@@ -133,15 +139,27 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The inverse of `to_json`.
+        """The inverse of `to_json`. A field that is younger than the file has its default.
 
         Raises:
           ConfigError: it is not JSON, or not a config.
         """
         try:
-            return resolve(json.loads(text))
+            config = json.loads(text)
         except ValueError as error:
             raise ConfigError(f"it is not JSON: {error}") from None
+        return resolve(_with_younger_fields(config))
+
+
+def _with_younger_fields(config: Any) -> Any:
+    """What an earlier version did not write, with the default that means: as it was then."""
+    if not isinstance(config, Mapping):
+        return config
+    filled = dict(config)
+    for section, defaults in dataclasses.asdict(Config()).items():
+        if isinstance(config.get(section), Mapping):
+            filled[section] = {**defaults, **config[section]}
+    return filled
 
 
 ACTIVATIONS = ("relu", "gelu", "swish")
@@ -166,6 +184,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model.activation": _one_of(*ACTIVATIONS),
     "model.norm_position": _one_of("post", "pre"),
     "model.positions": _one_of("sinusoidal", "learned"),
+    "model.norm_epsilon": ("above 0, and finite", lambda value: 0 < value < math.inf),
+    "model.decoder_start": _one_of("zero", "pad"),
     "model.dtype": _one_of("auto", "float32", "bfloat16"),
     "data.source": ("phrasebook, text or a TFDS name", bool),
     "data.splits": (

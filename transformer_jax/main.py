@@ -68,20 +68,20 @@ def main(_: Sequence[str]) -> None:
     if many:
         distributed.start(*processes)
         runtime.quiet_unless_first()
-    from transformer_jax.run import Interrupted, describe, run_training
+    from transformer_jax.run import Interrupted, describe, run_training, with_initial
 
     workdir = Path(_WORKDIR.value or Path("runs") / config_name())
     if _DRY_RUN.value:
         from transformer_jax.dry_run import dry_run
         from transformer_jax.training.sharding import make_mesh
 
-        config = _config()
+        config = with_initial(_config())
         print(dry_run(config, make_mesh(config.mesh)))
         return
     if _REPLAY_STEP.value is not None:
         from transformer_jax.replay import replay
 
-        print(replay(_config(), workdir, _REPLAY_STEP.value))
+        print(replay(with_initial(_config()), workdir, _REPLAY_STEP.value))
         return
     try:
         summary = run_training(_config(), workdir)

@@ -18,6 +18,7 @@ from transformer_jax.checkpoints import (
     average,
     averaged_steps,
     load_config,
+    load_params,
     saved_steps,
 )
 from transformer_jax.config import Config
@@ -30,7 +31,7 @@ from transformer_jax.inference.translator import Translator
 from transformer_jax.training import step as training_step
 from transformer_jax.training.loop import train
 from transformer_jax.training.metrics import MetricsWriter, read_metrics
-from transformer_jax.training.sharding import batch_ways, make_mesh, share_of_process
+from transformer_jax.training.sharding import batch_ways, make_mesh, share_of_process, spread
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     workdir = Path(workdir)
+    config = with_initial(config)
     mesh = make_mesh(config.mesh)
     with contextlib.ExitStack() as held:
 
@@ -96,6 +98,35 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
         dataset = pipeline.prepared(config, workdir)
         step = _train(config, mesh, dataset, workdir)
         return finish(config, mesh, dataset, workdir, step)
+
+
+def with_initial(config: Config) -> Config:
+    """The config with the architecture and the vocabulary of config.train.init_from, if that is set.
+
+    What only training or the device decides, dropout and dtype, stays as the config has it.
+
+    Raises:
+      UserError: it is no run folder.
+    """
+    folder = config.train.init_from
+    if not folder:
+        return config
+    initial = load_config(folder).model
+    model = dataclasses.replace(
+        initial,
+        dropout=config.model.dropout,
+        attention_dropout=config.model.attention_dropout,
+        activation_dropout=config.model.activation_dropout,
+        dtype=config.model.dtype,
+    )
+    longest = initial.max_length if initial.positions == "learned" else config.data.max_length
+    data = dataclasses.replace(
+        config.data,
+        vocab_size=initial.vocab_size,
+        vocab_path=str(Path(folder) / "vocabulary.model"),
+        max_length=min(config.data.max_length, longest),
+    )
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def claim(config: Config, workdir: Path) -> None:
@@ -145,7 +176,7 @@ def _train(
     with Checkpoints(workdir, every=every, keep=keep) as checkpoints, _signals() as caught:
         state = checkpoints.restore(training_step.abstract_state(config, mesh))
         if state is None:
-            state = training_step.initial_state(config, mesh)
+            state = _initial_state(config, mesh)
         else:
             log.info("resuming after step %d", state.step)
         start = int(state.step)
@@ -179,6 +210,17 @@ def _train(
     if signal_number:
         raise Interrupted(signal_number, step)
     return step
+
+
+def _initial_state(config: Config, mesh: jax.sharding.Mesh) -> training_step.TrainState:
+    """Random weights, or those of the newest checkpoint of config.train.init_from."""
+    state = training_step.initial_state(config, mesh)
+    if not config.train.init_from:
+        return state
+    step, params = load_params(config.train.init_from)
+    log.info("starting from the weights of %s, step %d", config.train.init_from, step)
+    params = jax.tree.map(lambda new, old: spread(new, old.sharding), params, state.params)
+    return dataclasses.replace(state, params=params)
 
 
 def _lacks_evaluation(config: Config, workdir: Path, step: int) -> bool:

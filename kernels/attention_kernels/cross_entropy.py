@@ -29,14 +29,15 @@ def linear_cross_entropy(
     embedding: Float[Array, "VOCAB D"],
     labels: Int[Array, " N"],
     *,
+    bias: Float[Array, " VOCAB"] | None = None,
     label_smoothing: float = 0.0,
     weights: Float[Array, " N"] | None = None,
     chunk: int | None = None,
 ) -> CrossEntropySums:
-    """Cross-entropy of softmax(x embedding^T) with Szegedy's label smoothing (section 5.4).
+    """Cross-entropy of softmax(x embedding^T + bias) with Szegedy's label smoothing (section 5.4).
 
     The loss of a token is (1 - e) nll + e mean over VOCAB of -log p, with e = `label_smoothing`.
-    Differentiable in `x` and `embedding`. `chunk`: how many tokens' logits exist at once (None or
+    Differentiable in `x`, `embedding` and `bias`. `chunk`: how many tokens' logits exist at once (None or
     0: all of them). The products run in the dtype of `x`, all sums in float32.
     """
     count = x.shape[0]
@@ -45,54 +46,56 @@ def linear_cross_entropy(
     padding = -count % chunk
     x = jnp.pad(x, ((0, padding), (0, 0)))
     labels, weights = jnp.pad(labels, (0, padding)), jnp.pad(weights, (0, padding))
-    return _chunked(x, embedding, labels, weights, label_smoothing, chunk)
+    return _chunked(x, embedding, bias, labels, weights, label_smoothing, chunk)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _chunked(x, embedding, labels, weights, label_smoothing, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _chunked(x, embedding, bias, labels, weights, label_smoothing, chunk):
     def step(sums, inputs):
         x, labels, weights = inputs
-        chunk_sums, _ = _one_chunk(x, labels, weights, embedding, label_smoothing)
+        chunk_sums, _ = _one_chunk(x, labels, weights, embedding, bias, label_smoothing)
         return jax.tree.map(jnp.add, sums, chunk_sums), None
 
     return _scan(step, _zero_sums(weights), _split((x, labels, weights), chunk))[0]
 
 
-def _forward(x, embedding, labels, weights, label_smoothing, chunk):
+def _forward(x, embedding, bias, labels, weights, label_smoothing, chunk):
     def step(carry, inputs):
-        sums, d_embedding = carry
+        sums, d_embedding, d_bias = carry
         x, labels, weights = inputs
-        chunk_sums, d_logits = _one_chunk(x, labels, weights, embedding, label_smoothing)
+        chunk_sums, d_logits = _one_chunk(x, labels, weights, embedding, bias, label_smoothing)
+        if bias is not None:
+            d_bias += d_logits.sum(axis=0)
         d_logits = d_logits.astype(x.dtype)
         d_x = (d_logits @ embedding.astype(x.dtype)).astype(x.dtype)
         d_embedding += jnp.einsum("nv,nd->vd", d_logits, x, preferred_element_type=jnp.float32)
-        return (jax.tree.map(jnp.add, sums, chunk_sums), d_embedding), d_x
+        return (jax.tree.map(jnp.add, sums, chunk_sums), d_embedding, d_bias), d_x
 
-    zeros = jnp.zeros(embedding.shape, jnp.float32) + 0 * weights[0]
+    zeros = [
+        None if of is None else jnp.zeros(of.shape, jnp.float32) + 0 * weights[0]
+        for of in (embedding, bias)
+    ]
     inputs = _split((x, labels, weights), chunk)
-    (sums, d_embedding), d_x = _scan(step, (_zero_sums(weights), zeros), inputs)
-    return sums, (d_x.reshape(x.shape), d_embedding.astype(embedding.dtype))
+    (sums, d_embedding, d_bias), d_x = _scan(step, (_zero_sums(weights), *zeros), inputs)
+    d_bias = None if bias is None else d_bias.astype(bias.dtype)
+    return sums, (d_x.reshape(x.shape), d_embedding.astype(embedding.dtype), d_bias)
 
 
 def _backward(label_smoothing, chunk, residuals, cotangents):
-    d_x, d_embedding = residuals
-    scale = cotangents.loss
-    return (
-        (scale * d_x).astype(d_x.dtype),
-        (scale * d_embedding).astype(d_embedding.dtype),
-        None,
-        None,
-    )
+    scaled = jax.tree.map(lambda of: (cotangents.loss * of).astype(of.dtype), residuals)
+    return *scaled, None, None
 
 
 _chunked.defvjp(_forward, _backward)
 
 
-def _one_chunk(x, labels, weights, embedding, label_smoothing):
+def _one_chunk(x, labels, weights, embedding, bias, label_smoothing):
     """The sums of one chunk, and the gradient of its loss with respect to its logits (float32)."""
     logits = jnp.einsum(
         "nd,vd->nv", x, embedding.astype(x.dtype), preferred_element_type=jnp.float32
     )
+    if bias is not None:
+        logits += bias.astype(jnp.float32)
     vocabulary = logits.shape[-1]
     largest = logits.max(axis=-1, keepdims=True)
     exponentials = jnp.exp(logits - largest)

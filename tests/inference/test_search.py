@@ -133,7 +133,7 @@ def test_a_translation_begins_with_its_prefix(translator, vocabulary, beam_size)
     found = translator.search(LINES[:3], options, prefixes=prefixes)
     free = translator.search(LINES[:3], options)
     for prefix, hypotheses in zip(prefixes, found, strict=True):
-        start = vocabulary.pieces(vocabulary.encode([prefix])[0][:-1])
+        start = vocabulary.pieces_of(vocabulary.encode([prefix])[0][:-1])
         assert all(entry.tokens[: len(start)] == start for entry in hypotheses)
         assert len({entry.tokens for entry in hypotheses}) == beam_size
     assert [entry.tokens for entry in found[1]] == [entry.tokens for entry in free[1]]

@@ -52,6 +52,29 @@ def test_equals_optax_for_any_chunk(seed, tokens, vocabulary, smoothing, chunk):
         np.testing.assert_allclose(ours_, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_a_bias_is_a_feature_that_is_always_one(chunk):
+    x, embedding, labels, weights = example(3, 17, 7, 11)
+    bias = jnp.linspace(-2.0, 2.0, 11)
+    options = {"label_smoothing": 0.1, "weights": weights, "chunk": chunk}
+
+    def with_bias(x, embedding, bias):
+        return linear_cross_entropy(x, embedding, labels, bias=bias, **options).loss
+
+    def with_feature(x, embedding, bias):
+        x = jnp.concatenate([x, jnp.ones((17, 1))], axis=1)
+        embedding = jnp.concatenate([embedding, bias[:, None]], axis=1)
+        return linear_cross_entropy(x, embedding, labels, **options).loss
+
+    ours, expected = (
+        jax.value_and_grad(loss, argnums=(0, 1, 2))(x, embedding, bias)
+        for loss in (with_bias, with_feature)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, expected
+    )
+
+
 def test_counts_what_the_model_would_have_chosen():
     embedding = jnp.eye(3)
     x = jnp.array([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0], [9.0, 0, 0]])

@@ -128,9 +128,10 @@ def _write(
     for chunk in _chunks(iter(corpus)):
         kept = _not_empty(chunk, counts)
         kept = _not_endless(kept, max_length * _MOST_CHARACTERS_A_TOKEN, counts)
-        sides = [vocabulary.encode([pair[side] for pair in kept]) for side in (0, 1)]
+        sources = vocabulary.encode([source for source, _ in kept])
+        targets = vocabulary.encode_targets([target for _, target in kept])
         sizes = []
-        for source, target in zip(*sides, strict=True):
+        for source, target in zip(sources, targets, strict=True):
             if max(len(source), len(target)) > max_length:
                 counts["over-long"] += 1
                 continue

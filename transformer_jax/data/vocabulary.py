@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One vocabulary of sentence pieces for both languages: section 5.1."""
 
+import functools
 import hashlib
+import io
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from transformer_jax.data.batch import EOS, PAD, UNKNOWN
@@ -17,7 +22,7 @@ _LONGEST_SENTENCE = 16_384  # bytes; nothing is learned from longer ones
 
 
 class Vocabulary:
-    """A sentencepiece model whose first ids are PAD, EOS and UNKNOWN."""
+    """A sentencepiece model whose first ids are PAD, EOS and UNKNOWN; of source and target alike."""
 
     def __init__(self, model: bytes):
         """`model`: the contents of a sentencepiece model file."""
@@ -34,13 +39,14 @@ class Vocabulary:
             or it has another size than asked for.
         """
         try:
-            vocabulary = cls(Path(path).read_bytes())
+            content = Path(path).read_bytes()
+            marian = content.startswith(_ZIP)
+            vocabulary = MarianVocabulary.unpack(content) if marian else cls(content)
         except OSError as error:
             raise UserError(f"vocabulary {path} cannot be read: {error.strerror}") from None
-        except RuntimeError:
+        except (RuntimeError, KeyError, ValueError, zipfile.BadZipFile):
             raise UserError(f"vocabulary {path} is no sentencepiece model, or damaged") from None
-        processor = vocabulary._processor
-        ids = processor.pad_id(), processor.eos_id(), processor.unk_id()
+        ids = vocabulary.special_ids
         if ids != (PAD, EOS, UNKNOWN):
             raise UserError(
                 f"vocabulary {path} has pad, eos, unk = {ids}; train it with --pad_id={PAD} "
@@ -53,17 +59,127 @@ class Vocabulary:
             )
         return vocabulary
 
+    @property
+    def special_ids(self) -> tuple[int, int, int]:
+        """The ids of padding, of the end and of what is unknown."""
+        processor = self._processor
+        return processor.pad_id(), processor.eos_id(), processor.unk_id()
+
+    @functools.cached_property
+    def pieces(self) -> list[str]:
+        """The piece of each id."""
+        return [self._processor.id_to_piece(number) for number in range(self.size)]
+
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
-        """The ids of each sentence, EOS at the end."""
+        """The ids of each source sentence, EOS at the end."""
         return self._processor.encode(list(sentences), add_eos=True)
 
-    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+    def pieces_of(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The pieces of token ids; "▁" in one stands for a space."""
-        return tuple(self._processor.id_to_piece(list(ids)))
+        return tuple(self.pieces[number] for number in ids)
+
+    def encode_targets(self, sentences: Sequence[str]) -> list[list[int]]:
+        """The ids of each target sentence, EOS at the end."""
+        return self.encode(sentences)
 
     def decode(self, sentences: Iterable[Iterable[int]]) -> list[str]:
-        """The text of each sequence of ids, up to its EOS."""
+        """The text of each sequence of target ids, up to its EOS."""
         return self._processor.decode([_until_eos(ids) for ids in sentences])
+
+
+class MarianVocabulary(Vocabulary):
+    """Marian's: a sentencepiece model for each side, and one table of the pieces of both.
+
+    Ids here are the table's in the same order, but for PAD, EOS and UNKNOWN, which come first. A line
+    may begin with a code such as >>deu<<, which is one piece and tells a multilingual model the
+    target language.
+    """
+
+    def __init__(self, source: bytes, target: bytes, table: Mapping[str, int]):
+        """A vocabulary of the contents of source.spm, target.spm and vocab.json.
+
+        Raises:
+          ValueError: what is wrong with the table.
+        """
+        missing = [piece for piece in _MARIAN_SPECIAL if piece not in table]
+        if missing:
+            raise ValueError(f"it has no piece {missing[0]}")
+        if sorted(table.values()) != list(range(len(table))):
+            raise ValueError(f"its ids are not the numbers from 0 to {len(table) - 1}")
+        self._files = source, target, dict(table)
+        self._source, self._target = (
+            sentencepiece.SentencePieceProcessor(model_proto=model) for model in (source, target)
+        )
+        special = [table[piece] for piece in _MARIAN_SPECIAL]
+        others = np.setdiff1d(np.arange(len(table)), special)
+        self.marian_ids = np.concatenate(
+            [special, others]
+        )  # [VOCAB]: the table's id of each of ours
+        by_number = sorted(table, key=table.__getitem__)
+        self.pieces = [by_number[number] for number in self.marian_ids]
+        self._ids = {piece: number for number, piece in enumerate(self.pieces)}
+        self.size = len(table)
+        self.fingerprint = hashlib.sha256(self.pack()).hexdigest()
+
+    @classmethod
+    def unpack(cls, content: bytes) -> "MarianVocabulary":
+        """The vocabulary that `pack` made one file of."""
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            source, target, table = (archive.read(name) for name in _MARIAN_FILES)
+        return cls(source, target, json.loads(table))
+
+    def pack(self) -> bytes:
+        """The three files in one, the same bytes every time: a run folder's vocabulary.model."""
+        source, target, table = self._files
+        contents = source, target, json.dumps(table, ensure_ascii=False, indent=0).encode()
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in zip(_MARIAN_FILES, contents, strict=True):
+                archive.writestr(zipfile.ZipInfo(name), content)  # dated 1980
+        return packed.getvalue()
+
+    @property
+    def files(self) -> tuple[bytes, bytes, dict[str, int]]:
+        """What it was made of: source.spm, target.spm, vocab.json."""
+        return self._files
+
+    @property
+    def special_ids(self) -> tuple[int, int, int]:
+        """Ours, by construction."""
+        return PAD, EOS, UNKNOWN
+
+    def encode(self, sentences: Sequence[str]) -> list[list[int]]:
+        """The ids of each source sentence, EOS at the end."""
+        return [self._encode(self._source, sentence) for sentence in sentences]
+
+    def encode_targets(self, sentences: Sequence[str]) -> list[list[int]]:
+        """The ids of each target sentence, EOS at the end."""
+        return [self._encode(self._target, sentence) for sentence in sentences]
+
+    def decode(self, sentences: Iterable[Iterable[int]]) -> list[str]:
+        """The text of each sequence of target ids, up to its EOS; UNKNOWN is left out."""
+        return [
+            # A piece that only the source's model knows is text as it stands.
+            self._target.decode_pieces(
+                [self.pieces[token] for token in _until_eos(ids) if token != UNKNOWN]
+            )
+            .replace(_SPACE, " ")
+            .strip()
+            for ids in sentences
+        ]
+
+    def _encode(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+        code = _LANGUAGE_CODE.match(text)
+        pieces = [code[0]] if code else []
+        pieces += processor.encode(text[code.end() :] if code else text, out_type=str)
+        return [*(self._ids.get(piece, UNKNOWN) for piece in pieces), EOS]
+
+
+_ZIP = b"PK\x03\x04"  # how the file of a MarianVocabulary begins
+_MARIAN_FILES = "source.spm", "target.spm", "vocab.json"
+_MARIAN_SPECIAL = "<pad>", "</s>", "<unk>"  # as PAD, EOS, UNKNOWN
+_LANGUAGE_CODE = re.compile(r">>.*?<<")
+_SPACE = "\u2581"  # sentencepiece's, at the beginning of words
 
 
 def _until_eos(ids: Iterable[int]) -> list[int]:

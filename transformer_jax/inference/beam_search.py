@@ -67,6 +67,7 @@ def beam_search(
     results: int | None = None,
     prefix: Int[Array, "B P"] | None = None,
     eos: int = EOS,
+    never: tuple[int, ...] = (),
     early_stop: bool = True,
 ) -> BeamResult:
     """Search for the translations with the highest length-penalised log-probability.
@@ -94,6 +95,7 @@ def beam_search(
       prefix: the tokens that every hypothesis of a sentence begins with, then PAD; fewer than
         max_lengths, and without EOS. By default none.
       eos: the token that ends a hypothesis.
+      never: tokens that no hypothesis has, whatever their probability, which they keep.
       early_stop: False searches on up to the limits.
     """
     batch, width, kept = max_lengths.shape[0], beam_size, results or beam_size
@@ -120,6 +122,7 @@ def beam_search(
         max_lengths=jnp.minimum(max_lengths, length),
         alpha=alpha,
         eos=eos,
+        never=never,
         early_stop=early_stop,
     )
     return lax.while_loop(
@@ -156,6 +159,18 @@ def best_tokens(
     return values - total, jnp.take_along_axis(ids, chosen, axis=-1)
 
 
+def _allowed_tokens(
+    logits: Float[Array, "B W VOCAB"], count: int, never: tuple[int, ...]
+) -> tuple[Float[Array, "B W count"], Int[Array, "B W count"]]:
+    """`best_tokens` without those that are never chosen."""
+    log_probs, ids = best_tokens(logits, count + len(never))
+    if not never:
+        return log_probs, ids
+    log_probs = jnp.where(jnp.isin(ids, jnp.array(never)), IMPOSSIBLE, log_probs)
+    log_probs, chosen = lax.top_k(log_probs, min(count, ids.shape[-1]))
+    return log_probs, jnp.take_along_axis(ids, chosen, axis=-1)
+
+
 def _advance(
     state: SearchState,
     *,
@@ -164,6 +179,7 @@ def _advance(
     max_lengths: Array,
     alpha: Array | float,
     eos: int,
+    never: tuple[int, ...],
     early_stop: bool,
 ) -> SearchState:
     """One step of the search: every live hypothesis of every sentence gains a token.
@@ -172,7 +188,7 @@ def _advance(
     """
     position, width = state.position, state.live_ids.shape[1]
     logits, cache = step(_last_ids(state), position, state.cache)  # [B, W, VOCAB]
-    scores, tokens, parents = _candidates(logits, state.live_scores, forced(position))
+    scores, tokens, parents = _candidates(logits, state.live_scores, forced(position), never)
     ended = tokens == eos  # [B, C]
 
     best = _merge(
@@ -204,10 +220,12 @@ def _candidates(
     logits: Float[Array, "B W VOCAB"],
     live_scores: Float[Array, "B W"],
     forced: Int[Array, " B"],
+    never: tuple[int, ...],
 ) -> tuple[Float[Array, "B C"], Int[Array, "B C"], Int[Array, "B C"]]:
     """The 2W best continuations of each sentence: log-probabilities, tokens, hypotheses continued."""
     batch, width = live_scores.shape
-    log_probs, tokens = best_tokens(logits, 2 * width)  # [B, W, 2W], fewer in a tiny vocabulary
+    # [B, W, 2W], fewer in a tiny vocabulary
+    log_probs, tokens = _allowed_tokens(logits, 2 * width, never)
     each = tokens.shape[2]
     scores = (live_scores[..., None] + log_probs).reshape(batch, -1)  # [B, W * each]
     scores, chosen = lax.top_k(scores, min(2 * width, scores.shape[1]))
@@ -283,13 +301,14 @@ def _advance_greedily(
     max_lengths: Array,
     alpha: Array | float,
     eos: int,
+    never: tuple[int, ...],
     early_stop: bool,
 ) -> SearchState:
     """A step with W = 1: nothing competes, so nothing is sorted or moved, and EOS ends it."""
     del max_lengths, early_stop  # a single hypothesis has nothing to wait for
     position = state.position
     logits, cache = step(_last_ids(state), position, state.cache)  # [B, 1, VOCAB]
-    log_probs, tokens = (entry[..., 0] for entry in best_tokens(logits, 1))  # [B, 1]
+    log_probs, tokens = (entry[..., 0] for entry in _allowed_tokens(logits, 1, never))  # [B, 1]
     only = forced(position)  # [B]
     is_forced = (only != PAD)[:, None]  # [B, 1]
     tokens = jnp.where(is_forced, only[:, None], tokens)

@@ -66,8 +66,13 @@ def encode_pairs(
         raise UserError(
             f"{len(sources)} sources and {len(targets)} targets are no pairs; give one target a source"
         )
-    encoded = [vocabulary.encode([line.strip() for line in lines]) for lines in (sources, targets)]
-    pairs = list(zip(*encoded, strict=True))
+    pairs = list(
+        zip(
+            vocabulary.encode([line.strip() for line in sources]),
+            vocabulary.encode_targets([line.strip() for line in targets]),
+            strict=True,
+        )
+    )
     if counts is not None:
         counts.lines += len(pairs)
         counts.empty += sum([EOS] in pair for pair in pairs)
@@ -90,7 +95,7 @@ def encode_prefixes(
         raise UserError(
             f"{len(prefixes)} prefixes for {lines} lines; give one a line, blank where there is none"
         )
-    encoded = vocabulary.encode([prefix.strip() for prefix in prefixes])
+    encoded = vocabulary.encode_targets([prefix.strip() for prefix in prefixes])
     return [ids[: min(longest, len(ids) - 1)] for ids in encoded]  # without EOS
 
 

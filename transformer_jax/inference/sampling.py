@@ -85,6 +85,7 @@ def sample(
     alpha: Float[Array, ""] | float = 0.6,
     prefix: Int[Array, "B P"] | None = None,
     eos: int = EOS,
+    never: tuple[int, ...] = (),
 ) -> BeamResult:
     """W independent translations of each sentence, in the order in which they are drawn.
 
@@ -102,6 +103,7 @@ def sample(
         `length_penalty`.
       prefix: as for `beam_search`.
       eos: the token that ends a translation.
+      never: as for `beam_search`.
     """
     batch = max_lengths.shape[0]
     limits = jnp.minimum(max_lengths, length)
@@ -116,7 +118,8 @@ def sample(
         position_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, position)))(
             sample_keys
         )
-        tokens = draw_tokens(position_keys, logits / temperature, top_k=top_k, top_p=top_p)
+        allowed = logits.at[..., list(never)].set(-jnp.inf) if never else logits
+        tokens = draw_tokens(position_keys, allowed / temperature, top_k=top_k, top_p=top_p)
         forced = forced_tokens(position, prefix=prefix, max_lengths=limits, eos=eos)[:, None]
         tokens = jnp.where(forced != PAD, forced, tokens)  # [B, W]
         live = (state.lengths == 0) & (limits > 0)[:, None]  # [B, W]

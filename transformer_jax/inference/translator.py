@@ -360,7 +360,7 @@ class Translator:
             hypotheses = [
                 Hypothesis(
                     text,
-                    self.vocabulary.pieces(found[:-1]),
+                    self.vocabulary.pieces_of(found[:-1]),
                     float(scores[at]),
                     float(log_probs[at]),
                 )
@@ -388,12 +388,12 @@ class Translator:
         for (source, target), text, said, penalty in zip(
             pairs, texts, forced, penalties.tolist(), strict=True
         ):
-            tokens = self.vocabulary.pieces(target[:-1])
+            tokens = self.vocabulary.pieces_of(target[:-1])
             log_prob = float(said.log_probs.sum(dtype=np.float64))
             alignment = None
             if said.looked_at is not None:
                 looked_at = said.looked_at[:-1].tolist()
-                alignment = align_words(self.vocabulary.pieces(source[:-1]), tokens, looked_at)
+                alignment = align_words(self.vocabulary.pieces_of(source[:-1]), tokens, looked_at)
             token_log_probs = tuple(said.log_probs.tolist()) if options.scores else None
             hypotheses.append(
                 Hypothesis(text, tokens, log_prob / penalty, log_prob, token_log_probs, alignment)
@@ -471,6 +471,7 @@ def _translate_batch(
             alpha=alpha,
             results=results,
             prefix=prefix,
+            never=(PAD,),  # a softmax has it, but no translation
         )
 
     return by_rows(search, mesh, (params, alpha), (source, limits, prefix))
@@ -510,6 +511,7 @@ def _sample_batch(
             length=length,
             alpha=alpha,
             prefix=prefix,
+            never=(PAD,),
         )
 
     return by_rows(draw, mesh, (params, alpha, randomness), (source, limits, prefix, numbers))

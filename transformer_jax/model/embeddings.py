@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.data.batch import PAD
 
 
 def sinusoids(length: int, d_model: int) -> np.ndarray:
@@ -31,12 +32,19 @@ class Embedding(nnx.Module):
         shape = (config.max_length, config.d_model)
         learned = config.positions == "learned"
         self.position_table = nnx.Param(initial(rngs.params(), shape)) if learned else None
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size)) if config.logits_bias else None
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Vectors of tokens, times sqrt(D) (section 3.4), without positions."""
         return self.table[ids].astype(self.dtype) * jnp.asarray(
             self.config.d_model**0.5, self.dtype
         )
+
+    def start(self, dtype: jnp.dtype) -> Float[Array, " D"]:
+        """The decoder's first input, before its position is added: config.decoder_start."""
+        if self.config.decoder_start == "zero":
+            return jnp.zeros(self.config.d_model, dtype)
+        return self.embed(jnp.full((1, 1), PAD))[0, 0]
 
     def encode_positions(self, positions: Int[Array, "B T"], longest: int) -> Float[Array, "B T D"]:
         """The encodings of `positions`, all of which are less than `longest`."""
@@ -45,10 +53,14 @@ class Embedding(nnx.Module):
         return jnp.asarray(sinusoids(longest, self.config.d_model), self.dtype)[positions]
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... VOCAB"]:
-        """The softmax's input, float32 (section 3.4: the transpose of the embedding, no bias)."""
-        return jnp.einsum(
+        """The softmax's input, float32 (section 3.4: the transpose of the embedding, no bias).
+
+        A bias is there only with config.logits_bias.
+        """
+        logits = jnp.einsum(
             "...d,vd->...v",
             hidden,
             self.table[...].astype(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
+        return logits if self.bias is None else logits + self.bias[...].astype(jnp.float32)

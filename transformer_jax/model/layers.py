@@ -82,5 +82,5 @@ class Residual(nnx.Module):
 
 
 def layer_norm(config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer normalisation over D with the authors' epsilon, computed in float32."""
-    return nnx.LayerNorm(config.d_model, epsilon=1e-6, dtype=dtype, rngs=rngs)
+    """Layer normalisation over D, computed in float32; the authors' epsilon is the default."""
+    return nnx.LayerNorm(config.d_model, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)

@@ -272,8 +272,9 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """The decoder's output at every target token, from the tokens to its left."""
         shifted = jnp.pad(self.embedding.embed(target.ids), ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        first = target.positions[..., None] == 0  # a sentence's first input is the zero vector
-        x = self._with_positions(jnp.where(first, 0, shifted), target.positions)
+        first = target.positions[..., None] == 0  # a sentence's first input is the same for all
+        start = self.embedding.start(shifted.dtype)
+        x = self._with_positions(jnp.where(first, start, shifted), target.positions)
         x = dropout(x, self.config.dropout, at(noise, 1))
         x = self.decoder(x, memory, target.segments, source_segments, noise=noise, remat=remat)
         return x if self.decoder_norm is None else self.decoder_norm(x)
@@ -306,13 +307,14 @@ class Transformer(nnx.Module):
         """Logits of the token at `position`, given the tokens before it.
 
         Args:
-          ids: the tokens at position - 1; ignored at position 0, whose input is the zero vector.
+          ids: the tokens at position - 1; ignored at position 0, whose input is the start vector.
           position: the same for all hypotheses.
           cache: keys and values of the earlier positions, from `empty_cache` or the last step.
           cross: from `cross_cache`.
           source_segments: 0 where the source is padding.
         """
-        x = jnp.where(position == 0, 0, self.embedding.embed(ids))
+        x = self.embedding.embed(ids)
+        x = jnp.where(position == 0, self.embedding.start(x.dtype), x)
         longest = cache[0][0].shape[2]
         x = self._with_positions(x, jnp.broadcast_to(position, ids.shape), longest)
         new_cache = []

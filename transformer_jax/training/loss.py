@@ -69,11 +69,15 @@ def loss_sums(
     splits = ways > 1 and batch.target.ids.shape[1] % ways == 0
     axes = (*BATCH_AXES, HEADS_AXIS) if splits else BATCH_AXES
 
-    def on_each_device(hidden: Array, embedding: Array, labels: Array, weights: Array):
+    def on_each_device(
+        hidden: Array, embedding: Array, bias: Array | None, labels: Array, weights: Array
+    ):
+        embedding, bias = jax.lax.pcast((embedding, bias), axes, to="varying")
         sums = linear_cross_entropy(
             hidden.reshape(-1, hidden.shape[-1]),
-            jax.lax.pcast(embedding, axes, to="varying"),
+            embedding,
             labels.reshape(-1),
+            bias=bias,
             label_smoothing=label_smoothing,
             weights=weights.reshape(-1),
             chunk=logits_chunk,
@@ -84,9 +88,10 @@ def loss_sums(
     whole = PartitionSpec()
     hidden = model.hidden(batch, noise=noise, remat=remat)
     weights = (batch.target.segments > 0).astype(jnp.float32)
+    bias = None if model.embedding.bias is None else model.embedding.bias[...]
     sums: CrossEntropySums = jax.shard_map(
-        on_each_device, mesh=mesh, in_specs=(tokens, whole, tokens, tokens), out_specs=whole
-    )(hidden, model.embedding.table[...], batch.target.ids, weights)
+        on_each_device, mesh=mesh, in_specs=(tokens, whole, whole, tokens, tokens), out_specs=whole
+    )(hidden, model.embedding.table[...], bias, batch.target.ids, weights)
     source_tokens = (batch.source.segments > 0).sum(dtype=jnp.float32)
     return LossSums(*sums, tokens=weights.sum(), source_tokens=source_tokens)
 

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beside Hugging Face's MarianMTModel: the same logits, and the same tokens of greedy and beam search."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.formats.peers import sentences, write_folder
+from transformer_jax.data.batch import EOS, Batch
+from transformer_jax.formats import marian
+from transformer_jax.inference.padding import pad
+from transformer_jax.inference.translator import Translator
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+EXTRA = 6  # a translation has at most the source's tokens and so many more
+
+SIZES = {
+    "relu": {"d_model": 32, "d_ff": 48, "heads": 4, "layers": 2, "activation": "relu"},
+    "swish": {"d_model": 64, "d_ff": 96, "heads": 8, "layers": 3, "activation": "swish"},
+    "unscaled": {"d_model": 48, "heads": 2, "layers": 1, "activation": "swish", "scaled": False},
+    "start": {"d_model": 32, "layers": 2, "activation": "relu", "start": "pad"},
+}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def folder(request, tmp_path_factory) -> Path:
+    """A random model, written without Hugging Face and read by it without complaint."""
+    folder = tmp_path_factory.mktemp(request.param) / "theirs"
+    write_folder(folder, seed=len(request.param), **SIZES[request.param])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(folder) -> Path:
+    workdir = folder.parent / "run"
+    marian.import_folder(folder, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(folder, workdir) -> Path:
+    exported = folder.parent / "exported"
+    marian.export_folder(workdir, exported)
+    return exported
+
+
+def load(folder: Path):
+    model, report = transformers.MarianMTModel.from_pretrained(folder, output_loading_info=True)
+    assert not report["unexpected_keys"] and not report["mismatched_keys"], report
+    assert all("embed_positions" in name for name in report["missing_keys"]), report
+    return model.eval(), transformers.MarianTokenizer.from_pretrained(folder)
+
+
+def theirs(model, tokenizer, lines: list[str], beams: int) -> list[list[int]]:
+    """The tokens that `generate` makes of each line, up to EOS, at most as many as we allow."""
+    outputs: dict[str, list[int]] = {}
+    by_length: dict[int, list[str]] = {}
+    for line in lines:
+        by_length.setdefault(len(tokenizer(line).input_ids), []).append(line)
+    # It would make EOS certain at the limit, and so change which hypothesis of a beam is the best.
+    model.generation_config.forced_eos_token_id = None
+    for length, members in by_length.items():
+        limit = length + EXTRA
+
+        def only_eos_at_the_limit(ids, scores, limit=limit):
+            # As ours: EOS keeps its probability there.
+            if ids.shape[1] == limit:
+                scores[:, 1:] = -torch.inf
+            return scores
+
+        with torch.no_grad():
+            rows = model.generate(
+                **tokenizer(members, return_tensors="pt"),
+                max_length=limit + 1,  # with the token that the decoder starts from
+                num_beams=beams,
+                do_sample=False,
+                length_penalty=0.0,
+                logits_processor=[only_eos_at_the_limit],
+            ).tolist()
+        for line, ids in zip(members, rows, strict=True):
+            outputs[line] = ids[1 : ids.index(0)]
+    return [outputs[line] for line in lines]
+
+
+def ours(translator: Translator, lines: list[str], beam_size: int) -> list[list[int]]:
+    """The same of our search, in the ids of vocab.json."""
+    vocabulary = copy.copy(translator.vocabulary)
+    vocabulary.decode = lambda rows: [" ".join(map(str, row)) for row in rows]
+    spoken = copy.copy(translator)
+    spoken.vocabulary = vocabulary
+    outputs = []
+    for text in spoken.translate(lines, beam_size=beam_size, alpha=0.0):
+        ids = [int(token) for token in text.split()]
+        outputs.append(vocabulary.marian_ids[ids[: ids.index(EOS)]].tolist())
+    return outputs
+
+
+def test_logits_agree_to_a_ten_thousandth(folder, workdir, exported):
+    translator = Translator.from_workdir(workdir)
+    vocabulary, places = translator.vocabulary, np.argsort(translator.vocabulary.marian_ids)
+    model = nnx.merge(translator.structure, translator.params)
+    lines, targets = sentences(20), sentences(20, seed=1)
+    source, target = vocabulary.encode(lines), vocabulary.encode(targets)
+    sides = [pad(ids, len(ids), max(map(len, ids))) for ids in (source, target)]
+    batch = jax.tree.map(jnp.asarray, Batch(*sides, np.arange(len(lines), dtype=np.int32)))
+    logits = np.asarray(model(batch))[:, :, places]
+    for place in (folder, exported):
+        peer, tokenizer = load(place)
+        inputs = tokenizer(lines, return_tensors="pt", padding=True)
+        labels = tokenizer(targets, return_tensors="pt", padding=True).input_ids
+        with torch.no_grad():
+            expected = peer(**inputs, labels=labels).logits.numpy()
+        real = sides[1].segments > 0
+        np.testing.assert_allclose(logits[real], expected[real], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beams", [1, 4])
+def test_the_same_tokens_of_200_sentences(folder, workdir, exported, beams):
+    lines = sentences(200)
+    translator = Translator.from_workdir(workdir)
+    translator.decode = dataclasses.replace(translator.decode, extra_length=EXTRA)
+    got = ours(translator, lines, beams)
+    assert len(set(map(tuple, got))) > 50  # else the sentences would not tell models apart
+    for place in (folder, exported):
+        expected = theirs(*load(place), lines, beams)
+        differing = [index for index in range(200) if got[index] != expected[index]]
+        assert not differing, [(lines[i], got[i], expected[i]) for i in differing[:3]]

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exported code: any batch, the same tokens as the Translator's, without this package's model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from experiments.serving.stablehlo_translate import ExportedModel
+from tests.formats.peers import sentences, write_folder
+from transformer_jax.errors import UserError
+from transformer_jax.formats import marian, stablehlo
+from transformer_jax.inference.translator import Translator
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    """An imported model: a bias, another epsilon, PAD as the decoder's start, a model for each side."""
+    folder = tmp_path_factory.mktemp("stablehlo")
+    write_folder(folder / "theirs", start="pad", layers=1)
+    marian.import_folder(folder / "theirs", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def exported(workdir) -> Path:
+    # A free length is no int, which is what beartype asks for.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    stablehlo.export_folder(workdir, workdir.parent / "exported")
+    jaxtyping.config.update("jaxtyping_disable", False)
+    return workdir.parent / "exported"
+
+
+def test_the_example_translates_as_the_translator_does(workdir, exported):
+    lines = [*sentences(20), "", "\u2603", " ".join(sentences(30))]
+    expected = Translator.from_workdir(workdir).translate(lines, beam_size=1)
+    model = ExportedModel(exported)
+    assert model.translate(lines) == expected
+    assert [model.translate([line])[0] for line in lines[:3]] == expected[:3]
+
+
+def test_the_code_is_for_three_platforms_and_beams_of_any_width(exported):
+    about = json.loads((exported / "model.json").read_text())
+    assert about["platforms"] == ["cpu", "cuda", "tpu"]
+    model = ExportedModel(exported)
+    source, lengths = np.array([[5, 6, 1], [7, 1, 0]], np.int32), np.array([3, 2], np.int32)
+    cross = model.encode(model.weights, source, lengths)
+    size = (about["num_heads"], about["d_k"])
+    for width, room in ((1, 4), (3, 9)):
+        cache = [tuple(np.zeros((2, width, room, *size), np.float32) for _ in range(2))]
+        ids = np.zeros((2, width), np.int32)
+        logits, cache = model.decode_step(model.weights, ids, np.int32(0), cache, cross, lengths)
+        assert logits.shape == (2, width, len(model.pieces))
+        assert cache[0][0].shape == (2, width, room, *size)
+
+
+def test_the_example_needs_jax_numpy_and_sentencepiece_alone(exported):
+    program = (
+        "import sys\n"
+        "sys.path.insert(0, 'experiments/serving')\n"
+        "from stablehlo_translate import ExportedModel\n"
+        f"print(ExportedModel({str(exported)!r}).translate(['{sentences(1)[0]}'])[0])\n"
+        "assert not {'transformer_jax', 'flax', 'attention_kernels'} & set(sys.modules)\n"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ""}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == ExportedModel(exported).translate(sentences(1))[0]
+
+
+def test_an_unknown_platform_is_refused(workdir, tmp_path):
+    with pytest.raises(UserError, match="--platforms=abacus is unknown; allowed: cpu, cuda"):
+        stablehlo.export_folder(workdir, tmp_path / "out", platforms=["abacus"])
