@@ -106,6 +106,46 @@ def dropout_add_layer_norm(
     )(*arguments)
 
 
+def linear_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    embedding: Float[Array, "VOCAB D"],
+    labels: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    label_smoothing: float,
+    chunk: int,
+) -> attention_kernels.CrossEntropySums:
+    """`attention_kernels.linear_cross_entropy` of all tokens of a batch.
+
+    Devices along `tensor`, which have the same rows, take a part of the positions each: that splits
+    the work as evenly as parts of the vocabulary would, and needs no maximum or sum across devices in
+    the middle of the softmax.
+    """
+    sizes = _free_axes()
+    splits = HEADS_AXIS in sizes and labels.shape[1] % sizes[HEADS_AXIS] == 0
+    axes = (*_batch_axes(sizes), *([HEADS_AXIS] if splits else []))
+
+    def on_each_device(hidden, embedding, labels, weights):
+        sums = attention_kernels.linear_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            jax.lax.pcast(embedding, axes, to="varying"),
+            labels.reshape(-1),
+            label_smoothing=label_smoothing,
+            weights=weights.reshape(-1),
+            chunk=chunk,
+        )
+        return jax.lax.psum(sums, axes)
+
+    arguments = hidden, embedding, labels, weights
+    if not sizes:
+        return on_each_device(*arguments)
+    tokens = PartitionSpec(_batch_axes(sizes), HEADS_AXIS if splits else None)
+    whole = PartitionSpec()
+    return jax.shard_map(on_each_device, in_specs=(tokens, whole, tokens, tokens), out_specs=whole)(
+        *arguments
+    )
+
+
 def _free_axes() -> dict[str, int]:
     """The axes of the context's mesh that nobody has split anything over yet, and their sizes."""
     mesh = jax.sharding.get_abstract_mesh()
