@@ -16,49 +16,43 @@ from jax.sharding import Mesh, PartitionSpec
 
 from transformer_jax.data.batch import Batch
 from transformer_jax.model.on_mesh import BATCH_AXES, HEADS_AXIS
-from transformer_jax.training.sharding import state_specs
 
 EVERYWHERE = PartitionSpec()
 
 
-def kept_parts(params: Any, mesh: Mesh) -> Any:
-    """Which part of every parameter a device keeps, as far as the batch axes go: PartitionSpecs."""
-
-    def of_batch_axes(spec: PartitionSpec) -> PartitionSpec:
-        return PartitionSpec(*(axis if axis in BATCH_AXES else None for axis in spec))
-
-    return jax.tree.map(of_batch_axes, state_specs(params, mesh))
-
-
 def on_each_part(
-    function: Callable[..., Any], mesh: Mesh, kept: Any, out: Any
+    function: Callable[..., Any], mesh: Mesh, specs: Any, out: Any
 ) -> Callable[..., Any]:
     """`function` of (parameters, batch, ...), called on each device with its parts of the two.
 
-    The parameters are what a device keeps of them; what follows the batch is whole, and `out` has the
-    PartitionSpecs of what it returns. Where the mesh has a `tensor` axis, that is XLA's to split inside
-    too; where it does not split a batch, everything is.
+    The parameters, whose `specs` are those of sharding.py, are what a device keeps of them; what
+    follows the batch is whole; `out` has the specs of what comes out. Where the mesh has an axis
+    `tensor`, that is XLA's to split inside, too; where no axis splits a batch, everything is.
     """
-    axes = {axis for axis in BATCH_AXES if mesh.shape[axis] > 1}
+    axes = {*BATCH_AXES, *(axis for axis, size in mesh.shape.items() if size == 1)}
 
     def split(params: Any, batch: Batch, *others: Any) -> Any:
-        if not axes:
+        if all(mesh.shape[axis] == 1 for axis in BATCH_AXES):
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # model/on_mesh.py reads it
                 return function(params, batch, *others)
         return jax.shard_map(
             function,
             mesh=mesh,
-            axis_names=axes if mesh.shape[HEADS_AXIS] > 1 else set(mesh.axis_names),
-            in_specs=(kept, PartitionSpec(BATCH_AXES), *(EVERYWHERE for _ in others)),
-            out_specs=out,
+            axis_names=axes,
+            in_specs=(
+                _only(BATCH_AXES, specs),
+                PartitionSpec(BATCH_AXES),
+                *(EVERYWHERE for _ in others),
+            ),
+            out_specs=_only(BATCH_AXES, out),
             check_vma=False,  # as in model/on_mesh.py
         )(params, batch, *others)
 
     return split
 
 
-def gathered(params: Any, kept: Any) -> Any:
-    """Whole parameters from the parts; its transpose adds up a gradient to the parts."""
+def gathered(params: Any, specs: Any) -> Any:
+    """Whole parameters (but for what `tensor` splits), from the part that each device keeps."""
 
     def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         for dimension, axis in enumerate(spec):
@@ -66,20 +60,49 @@ def gathered(params: Any, kept: Any) -> Any:
                 leaf = jax.lax.all_gather(leaf, axis, axis=dimension, tiled=True)
         return leaf
 
-    return jax.tree.map(gather, params, kept)
+    return _also_by_heads(lambda params: jax.tree.map(gather, params, specs), specs)(params)
 
 
-def added_up(tree: Any, kept: Any = EVERYWHERE) -> Any:
-    """The sum over the devices that share a batch, except over the axes that `gathered` took care of."""
+def added_up(grads: Any, specs: Any) -> Any:
+    """The sum of the devices' gradients of whole parameters; each has the part that it keeps."""
 
-    def add(spec: PartitionSpec, part: Any) -> Any:
-        axes = tuple(axis for axis in _axes() if axis not in spec)
-        return jax.lax.psum(part, axes) if axes else part
+    def add(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        for dimension, axis in enumerate(spec):
+            if axis in _axes():
+                leaf = jax.lax.psum_scatter(leaf, axis, scatter_dimension=dimension, tiled=True)
+        others = tuple(axis for axis in _axes() if axis not in spec)
+        return jax.lax.psum(leaf, others) if others else leaf
 
-    return jax.tree.map(add, kept, tree)
+    return _also_by_heads(lambda grads: jax.tree.map(add, grads, specs), specs)(grads)
+
+
+def sums_added_up(sums: Any) -> Any:
+    """The sum of what each device summed over its rows."""
+    return jax.lax.psum(sums, _axes()) if _axes() else sums
 
 
 def _axes() -> tuple[str, ...]:
-    """The batch axes that `on_each_part` has split here."""
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    return tuple(axis for axis in BATCH_AXES if axis in manual)
+    """The batch axes that `on_each_part` has split here, those of one device not among them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in BATCH_AXES if axis in mesh.manual_axes and mesh.shape[axis] > 1)
+
+
+def _also_by_heads(function: Callable[[Any], Any], specs: Any) -> Callable[[Any], Any]:
+    """`function` of a tree that has these specs, on each device along `tensor` by itself.
+
+    XLA would put together what that axis splits, for every exchange along the others.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _axes() or HEADS_AXIS in mesh.manual_axes:
+        return function
+    parts = _only((HEADS_AXIS,), specs)
+    return jax.shard_map(
+        function, axis_names={HEADS_AXIS}, in_specs=(parts,), out_specs=parts, check_vma=False
+    )
+
+
+def _only(axes: tuple[str, ...], specs: Any) -> Any:
+    """The same specs without other axes."""
+    return jax.tree.map(
+        lambda spec: PartitionSpec(*(axis if axis in axes else None for axis in spec)), specs
+    )

@@ -20,12 +20,17 @@ from transformer_jax.training.exchange import (
     EVERYWHERE,
     added_up,
     gathered,
-    kept_parts,
     on_each_part,
+    sums_added_up,
 )
 from transformer_jax.training.loss import LossSums, loss_sums, training_loss
 from transformer_jax.training.optimizer import make_optimizer
-from transformer_jax.training.sharding import batch_sharding, replicated, state_shardings
+from transformer_jax.training.sharding import (
+    batch_sharding,
+    replicated,
+    state_shardings,
+    state_specs,
+)
 
 Params = dict[str, Any]
 
@@ -82,28 +87,28 @@ def make_gradients(
     """
     structure = model_structure(config)
 
+    def of_piece(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
+        def loss(params: Params) -> tuple[jax.Array, LossSums]:
+            noise = Noise.of_step(config.train.seed, step, batch.rows)
+            sums = training_loss(nnx.merge(structure, params), batch, config.train, noise)
+            return sums.loss, sums
+
+        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return sums, jax.tree.map(lambda grad: grad.astype(jnp.float32), grads)
+
     def gradients(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
         params = _rounded(params, jnp.dtype(config.train.param_dtype))
-        kept = kept_parts(params, mesh)
-
-        def of_piece(parts: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
-            def loss(parts: Params) -> tuple[jax.Array, LossSums]:
-                model = nnx.merge(structure, gathered(parts, kept))
-                noise = Noise.of_step(config.train.seed, step, batch.rows)
-                sums = training_loss(model, batch, config.train, noise)
-                return sums.loss, sums
-
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(parts)
-            return sums, jax.tree.map(lambda grad: grad.astype(jnp.float32), grads)
+        specs = state_specs(params, mesh)
 
         def of_device(parts: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
+            whole = gathered(parts, specs)
             sums, grads = _accumulate(
-                lambda piece: of_piece(parts, piece, step),
+                lambda piece: of_piece(whole, piece, step),
                 _pieces(batch, config.train.accumulate),
             )
-            return added_up(sums), added_up(grads, kept)
+            return sums_added_up(sums), added_up(grads, specs)
 
-        split = on_each_part(of_device, mesh, kept, out=(EVERYWHERE, kept))
+        split = on_each_part(of_device, mesh, specs, out=(EVERYWHERE, specs))
         sums, grads = split(params, batch, step)
         # One division for the whole mesh: a mean of the devices' means is a different gradient.
         return sums, jax.tree.map(lambda grad: grad / jnp.maximum(sums.tokens, 1.0), grads)
@@ -162,14 +167,14 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], Loss
     structure = model_structure(config)
 
     def eval_step(params: Params, batch: Batch) -> LossSums:
-        kept = kept_parts(params, mesh)
+        specs = state_specs(params, mesh)
 
         def of_device(parts: Params, batch: Batch) -> LossSums:
-            model = nnx.merge(structure, gathered(parts, kept))
+            model = nnx.merge(structure, gathered(parts, specs))
             chunk = config.train.logits_chunk
-            return added_up(loss_sums(model, batch, label_smoothing=0.0, logits_chunk=chunk))
+            return sums_added_up(loss_sums(model, batch, label_smoothing=0.0, logits_chunk=chunk))
 
-        return on_each_part(of_device, mesh, kept, out=EVERYWHERE)(params, batch)
+        return on_each_part(of_device, mesh, specs, out=EVERYWHERE)(params, batch)
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))
 
