@@ -2,6 +2,7 @@
 """What a run would need: memory, bytes between devices; and one step of it again."""
 
 import subprocess
+from collections import Counter
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ from transformer_jax.collectives import Collective, bytes_of_collectives, bytes_
 from transformer_jax.config import MeshConfig, resolve
 from transformer_jax.dry_run import batch_shapes, compile_step, dry_run
 from transformer_jax.errors import UserError
+from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.sharding import make_mesh
 from transformer_jax.training.step import abstract_state
 
@@ -36,15 +38,65 @@ def test_collectives_are_read_from_hlo():
     assert bytes_sent(found) == 36 + 96 * 3 / 4 + 64 * 7 / 8 + 20
 
 
-def test_data_parallel_steps_send_each_gradient_once_for_each_use(small_config):
-    """The embedding has three: source, target and softmax, each added up by itself."""
+def test_a_collective_that_a_tpu_overlaps_with_fusions_counts_once():
+    hlo = """
+%fused_computation.1 (a: bf16[2,4]) -> (bf16[2,4], bf16[8,4]) {
+  %b = bf16[8,4]{1,0} all-gather(%a), replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+}
+%async_collective_fusion.2 (a: bf16[2,4]) -> bf16[8,4] {
+  %c = bf16[8,4]{1,0} all-gather(%a), replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+}
+ENTRY %main (a: bf16[2,4]) -> bf16[8,4] {
+  %async-collective-start = (bf16[2,4], bf16[8,4]) fusion(%a), kind=kLoop, calls=%fused_computation.1
+  %d = bf16[8,4] fusion(%e), kind=kOutput, calls=%async_collective_fusion.2
+  %f = f32[3]{0} all-reduce(%g), replica_groups=mesh['x'=2,'y'=4] {'x'}, to_apply=%sum
+}
+"""
+    assert bytes_of_collectives(hlo, 8) == {
+        Collective("all-gather", 4): 64,
+        Collective("all-reduce", 2): 12,
+    }
+    overlapped = bytes_of_collectives(hlo, 8, only_overlapped=True)
+    assert overlapped == {Collective("all-gather", 4): 64}
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_devices_that_share_a_batch_exchange_weights_and_one_gradient(small_config, axis):
+    """4 bytes a parameter to add up a gradient, and where weights are split, as much to gather them.
+
+    The embedding counts once, though source, target and softmax use it; no activation is exchanged.
+    """
     run = resolve(small_config)
-    mesh = make_mesh(MeshConfig(data=8))
+    mesh = make_mesh(MeshConfig(**{"data": 1, axis: 8}))
     found = bytes_of_collectives(compile_step(run, mesh, 8, 32).as_text(), 8)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(run, mesh).params))
-    sent = weights + 2 * run.model.vocab_size * run.model.d_model
-    assert {of.kind for of in found} == {"all-reduce"}
-    assert found[Collective("all-reduce", 8)] == pytest.approx(4 * sent, rel=0.01)
+    kinds: Counter[str] = Counter()
+    for of, size in found.items():
+        kinds[of.kind] += size
+    leaves = jax.tree.leaves(abstract_state(run, mesh).params)
+    weights = 4 * sum(leaf.size for leaf in leaves)
+    split = 4 * sum(leaf.size for leaf in leaves if axis in str(leaf.sharding.spec))
+    few = 100 + 4 * len(leaves)  # the sums of losses, the norm of each gradient
+    assert kinds["all-gather"] == split == kinds["reduce-scatter"]
+    assert 0 <= kinds["all-reduce"] - (weights - split) < few
+    assert set(kinds) <= {"all-gather", "reduce-scatter", "all-reduce"}
+    assert axis == "data" or split > 0.9 * weights
+
+
+def test_devices_that_share_the_heads_add_up_activations(small_config):
+    """As Megatron-LM's layers do, but that XLA adds up one by one what queries, keys and values send back."""
+    run = resolve(small_config)
+    rows, length = 64, 32
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    found = bytes_of_collectives(compile_step(run, mesh, rows, length).as_text(), 8)
+    layers = run.model.num_layers
+    encoder = 2 + (3 + 1)  # forward: a sum after each sublayer; backward: before each projection
+    decoder = 3 + (3 + 3 + 1)
+    ends = 2 + 1  # source and target embedding; the softmax, whose devices take positions
+    activation = 4 * rows // mesh.shape["fsdp"] * length * run.model.d_model
+    table = 4 * run.model.vocab_size * run.model.d_model
+    sent = sum(size for of, size in found.items() if of.group == mesh.shape["tensor"])
+    theory = (layers * (encoder + decoder) + ends) * activation + 2 * table
+    assert 0.9 * theory < sent < 1.25 * theory
 
 
 def test_a_dry_run_says_what_a_step_needs_and_refuses_what_does_not_fit(small_config, monkeypatch):
@@ -62,7 +114,9 @@ def test_a_dry_run_says_what_a_step_needs_and_refuses_what_does_not_fit(small_co
 
 def test_main_makes_no_folder_in_a_dry_run_and_replays_a_step(tmp_path):
     config = tiny(write_corpus(tmp_path / "corpus"))
-    config.train.num_steps = 4
+    config.train.num_steps = 6
+    config.train.checkpoint_every = 3
+    config.train.log_every = 1
     workdir = tmp_path / "run"
 
     def main(*flags: str) -> subprocess.CompletedProcess:
@@ -76,10 +130,22 @@ def test_main_makes_no_folder_in_a_dry_run_and_replays_a_step(tmp_path):
     assert "FLOPs a step" in dry.stdout and not workdir.exists()
     assert main("--replay_step=1").returncode == 2  # there is no run folder
     assert main().returncode == 0
-    replayed = main("--replay_step=3")
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    replayed = main("--replay_step=6")
     assert replayed.returncode == 0, replayed.stderr
-    first, *lines = replayed.stdout.splitlines()
-    assert first == "step 3, with the weights of checkpoint 2"
+    assert "steps 4 to 5 are made again" in replayed.stderr
+    first, second, *lines = replayed.stdout.splitlines()
+    assert first == "step 6, computed from checkpoint 3 on"
+    losses = {
+        entry["step"]: entry["train/loss"]
+        for entry in read_metrics(workdir)
+        if "train/loss" in entry
+    }
+    assert float(second.split()[1]) == pytest.approx(losses[6], rel=1e-5)
+    assert all(losses[step] != pytest.approx(losses[6], rel=1e-4) for step in range(1, 6))
+    assert before == {
+        path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()
+    }
     assert any(line.startswith("gradient encoder/0 ") for line in lines)
     corpus = {
         (english, german)

@@ -160,10 +160,12 @@ def _told_as_user_error(folder: Path, size: int) -> Iterator[None]:
         if distributed.lost_another(error):
             raise
         free = shutil.disk_usage(folder.parent).free
+        before = _steps_in(folder)
+        last = f"the last whole one is that of step {before[-1]}" if before else "none is before it"
         raise UserError(
             f"a checkpoint could not be saved in {folder}: {_first_line(error)}; it needs "
-            f"{size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; those before it are "
-            "whole, and the same command goes on from the last"
+            f"{size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; {last}; "
+            "make room, and give the same command again"
         ) from error
 
 
@@ -225,6 +227,27 @@ def load_params(workdir: str | Path, which: str = "latest") -> tuple[int, Params
         except Exception as error:  # as in Checkpoints.restore
             _warn_of_damage(workdir, step, error)
     raise UserError(f"no checkpoint of {workdir} can be read with --checkpoint={which}")
+
+
+def load_state(workdir: Path, step: int, like: TrainState) -> TrainState:
+    """The checkpoint of a step, on the devices of the abstract state `like`; nothing is written.
+
+    Raises:
+      UserError: it is of another format, model or vocabulary, or cannot be read.
+    """
+    folder = _folder(workdir) / str(step)
+    try:
+        _check_about(folder, workdir)
+        params = _read(folder / "params", like.params)
+        optimizer = _read(folder / "optimizer", like.optimizer)
+    except UserError:
+        raise
+    except Exception as error:  # as in Checkpoints.restore
+        raise UserError(
+            f"checkpoint {step} in {folder.parent} cannot be read ({_first_line(error)}); "
+            "move it away, and the one before it serves"
+        ) from error
+    return TrainState(spread(np.int32(step), like.step.sharding), params, optimizer)
 
 
 def average(workdir: str | Path, last: int) -> Path:

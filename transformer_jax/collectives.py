@@ -12,6 +12,11 @@ _INSTRUCTION = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?P<start>-start)
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH = re.compile(r"replica_groups=mesh\[(?P<sizes>[^\]]*)\] ?\{(?P<axes>[^}]*)\}")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
+# XLA for TPUs overlaps a collective with fusions: one starts it, each goes on with it, one ends it.
+_STARTS = re.compile(r"%async-collective-start\S* = .*calls=%([\w.-]+)")
+_FUSIONS = ("fused_computation", "async_collective_fusion")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -22,29 +27,40 @@ class Collective:
     group: int
 
 
-def bytes_of_collectives(hlo: str, devices: int) -> dict[Collective, int]:
+def bytes_of_collectives(
+    hlo: str, devices: int, *, only_overlapped: bool = False
+) -> dict[Collective, int]:
     """The bytes of the whole arrays that each kind moves in a step, by the size of its groups.
 
     The array is what a device has after an all-gather, and before a reduce-scatter. What stands in a
-    loop counts once, and groups of one device, which send nothing, do not count.
+    loop counts once; groups of one device, which send nothing, do not count. `only_overlapped`: those
+    that the compiler has scheduled beside something else.
     """
     found: Counter[Collective] = Counter()
+    starts, computation = set(_STARTS.findall(hlo)), ""
     for line in hlo.splitlines():
+        if entered := _COMPUTATION.match(line):
+            computation = entered[1]
         match = _INSTRUCTION.search(line)
-        if not match:
+        if not match or (computation.startswith(_FUSIONS) and computation not in starts):
             continue
-        kind, asynchronous = match["kind"], bool(match["start"])
+        if only_overlapped and not match["start"] and computation not in starts:
+            continue
         group = _group_size(match["rest"], devices)
-        size = float(_bytes(match["type"]))
-        if kind == "reduce-scatter":
-            size *= group
-        elif asynchronous and kind == "all-gather":  # its type has the operands too
-            size /= 1 + 1 / group
-        elif asynchronous and kind == "collective-permute":
-            size /= 2
-        if group > 1 or kind == "collective-permute":
-            found[Collective(kind, group)] += round(size)
+        if group > 1 or match["kind"] == "collective-permute":
+            found[Collective(match["kind"], group)] += _bytes_moved(match, group)
     return dict(sorted(found.items()))
+
+
+def _bytes_moved(match: re.Match[str], group: int) -> int:
+    size = float(_bytes(match["type"]))
+    if match["kind"] == "reduce-scatter":
+        size *= group
+    elif match["start"] and match["kind"] == "all-gather":  # its type has the operands too
+        size /= 1 + 1 / group
+    elif match["start"] and match["kind"] == "collective-permute":
+        size /= 2
+    return round(size)
 
 
 def bytes_sent(collectives: Mapping[Collective, int]) -> float:
@@ -62,6 +78,9 @@ def _group_size(rest: str, devices: int) -> int:
         return listed[1].count(",") + 1
     if iota := _IOTA.search(rest):
         return int(iota[1])
+    if mesh := _MESH.search(rest):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", mesh["sizes"]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", mesh["axes"]))
     return devices  # an empty list: all of them
 
 

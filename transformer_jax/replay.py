@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of a run again, to find what was wrong with its batch: `main --replay_step`."""
 
+import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
-from transformer_jax.checkpoints import load_config, load_params, saved_steps
+from transformer_jax.checkpoints import load_config, load_state, saved_steps
 from transformer_jax.config import Config
 from transformer_jax.data import pipeline
 from transformer_jax.data.batch import Tokens
@@ -17,37 +18,53 @@ from transformer_jax.errors import UserError
 from transformer_jax.run import check_same
 from transformer_jax.training.loop import put
 from transformer_jax.training.sharding import batch_ways, make_mesh
-from transformer_jax.training.step import abstract_state, initial_state, make_gradients
+from transformer_jax.training.step import (
+    abstract_state,
+    initial_state,
+    make_gradients,
+    make_train_step,
+)
+
+log = logging.getLogger(__name__)
 
 
 def replay(config: Config, workdir: Path, step: int) -> str:
-    """The loss, the gradient's norms and the sentences of a step; the run folder stays as it is.
+    """The loss, the gradient's norms and the sentences of a step; the run's checkpoints stay as they are.
 
-    The batch is the step's own, to the bit, and so is the dropout. The weights are those of the last
-    checkpoint before it, since those of every step are not kept.
+    The steps from the last checkpoint before it are made again, and not saved: on the same devices
+    the weights are those that the step had, to the bit, and so are its batch and its dropout.
 
     Raises:
-      UserError: no run folder, or of another config; no such step.
+      UserError: no run folder, or of another config; no such step; many processes.
     """
     if step < 1:
         raise UserError(f"--replay_step={step} is no step; the first is 1")
+    if jax.process_count() > 1:
+        raise UserError(
+            "--replay_step needs one process; leave out --distributed and --coordinator, on one host, "
+            "with a config.mesh that fits it"
+        )
     check_same(load_config(workdir), config, workdir)
     mesh = make_mesh(config.mesh)
-    before = [saved for saved in saved_steps(workdir) if saved < step]
+    before = max((saved for saved in saved_steps(workdir) if saved < step), default=0)
     if before:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh).params)
-        params = jax.device_put(load_params(workdir, str(before[-1]))[1], shardings)
+        state = load_state(workdir, before, abstract_state(config, mesh))
     else:
-        params = initial_state(config, mesh).params
+        state = initial_state(config, mesh)
     dataset = pipeline.prepare(config, workdir)
     multiple = batch_ways(mesh) * config.train.accumulate
-    batch = next(
-        pipeline.training_batches(dataset, config, start_step=step - 1, rows_multiple=multiple)
-    )
+    batches = pipeline.training_batches(dataset, config, start_step=before, rows_multiple=multiple)
+    if before < step - 1:
+        log.info("steps %d to %d are made again", before + 1, step - 1)
+        train_step = make_train_step(config, mesh)
+        for batch in itertools.islice(batches, step - 1 - before):
+            # One at a time: batches that wait would fill the memory.
+            state = jax.block_until_ready(train_step(state, put(batch, mesh))[0])
+    batch = next(batches)
     gradients = jax.jit(make_gradients(config, mesh))
-    sums, grads = gradients(params, put(batch, mesh), np.int32(step - 1))
-    weights = f"checkpoint {before[-1]}" if before else "the start"
-    lines = [f"step {step}, with the weights of {weights}"]
+    sums, grads = gradients(state.params, put(batch, mesh), state.step)
+    start = f"checkpoint {before}" if before else "the start"
+    lines = [f"step {step}, computed from {start} on"]
     lines.append(f"loss {float(sums.loss / sums.tokens):.6g} a token, {int(sums.tokens)} tokens")
     lines += [f"gradient {name:24} {norm:.6g}" for name, norm in _norms(grads).items()]
     sides = (_sentences(side, dataset.vocabulary) for side in (batch.source, batch.target))

@@ -77,33 +77,75 @@ def dropout_add_layer_norm(
     implementation: str | None = None,
 ) -> Float[Array, "B T D"]:
     """`attention_kernels.dropout_add_layer_norm`, with dropout where there is noise."""
-    rate = 0.0 if noise is None else rate
-    implementation = implementation or attention_kernels.choose_layer_norm(rate)
-    sizes = {} if implementation == "xla" else _free_axes()
+    seed, rows = _seed_and_rows(noise)
+    # Where devices hold the same rows, a `shard_map` would have their gradients, which are the same,
+    # added up; XLA knows that they are.
+    out = attention_kernels.dropout_add_layer_norm(
+        whole_vectors(x),
+        whole_vectors(residual),
+        scale,
+        bias,
+        rate=0.0 if noise is None else rate,
+        seed=seed,
+        row_ids=rows,
+        eps=eps,
+        implementation="xla" if _free_axes() else implementation,
+    )
+    return whole_vectors(out)
 
-    def on_each_device(x, residual, scale, bias, seed, row_ids):
-        return attention_kernels.dropout_add_layer_norm(
-            x,
-            residual,
-            scale,
-            bias,
-            rate=rate,
-            seed=seed,
-            row_ids=row_ids,
-            eps=eps,
-            implementation=implementation,
+
+def linear_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    embedding: Float[Array, "VOCAB D"],
+    bias: Float[Array, " VOCAB"] | None,
+    labels: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    label_smoothing: float,
+    chunk: int,
+) -> attention_kernels.CrossEntropySums:
+    """`attention_kernels.linear_cross_entropy` of all tokens of a batch.
+
+    Devices along `tensor`, which have the same rows, take a part of the positions each: that splits
+    the work as evenly as parts of the vocabulary would, and needs no maximum or sum across devices in
+    the middle of the softmax.
+    """
+    sizes = _free_axes()
+    splits = HEADS_AXIS in sizes and labels.shape[1] % sizes[HEADS_AXIS] == 0
+    axes = (*_batch_axes(sizes), *([HEADS_AXIS] if splits else []))
+
+    def on_each_device(hidden, embedding, bias, labels, weights):
+        embedding, bias = jax.lax.pcast((embedding, bias), axes, to="varying")
+        sums = attention_kernels.linear_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            embedding,
+            labels.reshape(-1),
+            bias=bias,
+            label_smoothing=label_smoothing,
+            weights=weights.reshape(-1),
+            chunk=chunk,
         )
+        return jax.lax.psum(sums, axes)
 
-    arguments = x, residual, scale, bias, *_seed_and_rows(noise)
+    arguments = whole_vectors(hidden), embedding, bias, labels, weights
     if not sizes:
         return on_each_device(*arguments)
-    rows, whole = PartitionSpec(_batch_axes(sizes)), PartitionSpec()
-    return jax.shard_map(
-        on_each_device,
-        in_specs=(rows, rows, whole, whole, whole, rows),
-        out_specs=rows,
-        check_vma=False,
-    )(*arguments)
+    tokens = PartitionSpec(_batch_axes(sizes), HEADS_AXIS if splits else None)
+    whole = PartitionSpec()
+    specs = tokens, whole, whole, tokens, tokens
+    return jax.shard_map(on_each_device, in_specs=specs, out_specs=whole)(*arguments)
+
+
+def whole_vectors(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The same, with the sum of what devices along `tensor` have of it, here and for its gradient.
+
+    That is where Megatron-LM adds up: XLA, which sees how the weights around are split, would rather
+    split positions or features, and gather weights and activations in turn.
+    """
+    sizes = _free_axes()
+    if HEADS_AXIS not in sizes:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(_batch_axes(sizes)))
 
 
 def _free_axes() -> dict[str, int]:

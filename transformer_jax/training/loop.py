@@ -69,6 +69,7 @@ def train(
             stopping = should_stop()
             if evaluating or stopping or step % timing.checkpoint_every == 0:
                 in_flight.drain()
+                in_flight.saved = step
                 save(state)  # before the evaluation: whatever happens there, the steps are safe
             if evaluating and not stopping:
                 with log.paused():
@@ -92,6 +93,7 @@ class _InFlight:
 
     def __init__(self, config: Config, start: int):
         self._config, self._finished, self._skipped = config, start, 0
+        self.saved = start  # the step of the last checkpoint, 0 if there is none
         self._sums: collections.deque[LossSums] = collections.deque()
 
     def add(self, sums: LossSums) -> None:
@@ -115,10 +117,13 @@ class _InFlight:
             if many == 1
             else f"it is the last of {many} that were skipped in a row: lower the learning rate"
         )
+        saved = (
+            f"the last checkpoint is that of step {self.saved}" if self.saved else "none is saved"
+        )
         raise UserError(
             f"step {step} has a loss or gradient that is not finite, or a loss that exploded; it "
-            "changed nothing, and the checkpoints before it are whole. The same command with "
-            f"--replay_step={step} shows its batch; {remedy}"
+            f"changed nothing, and {saved}. The same command with --replay_step={step} shows its "
+            f"batch; {remedy}"
         )
 
 

@@ -79,18 +79,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The sharding of every array of a tree of parameters or of optimizer state.
+def state_specs(tree: Any, mesh: Mesh) -> Any:
+    """The mesh axes of every array of a tree of parameters or of optimizer state.
 
-    Adam's moments have their parameter's name at their end, and so its sharding. A dimension that
-    its axis does not divide stays whole.
+    Adam's moments have their parameter's name at their end, and so its axes. A dimension that its
+    axis does not divide stays whole.
     """
 
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = next(axes for pattern, axes in RULES if re.search(pattern, name))
         fits = zip(axes, leaf.shape, strict=False)
-        spec = [axis if size % mesh.shape[axis] == 0 else None for axis, size in fits]
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return PartitionSpec(
+            *(axis if size % mesh.shape[axis] == 0 else None for axis, size in fits)
+        )
 
-    return jax.tree_util.tree_map_with_path(sharding, tree)
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The same, with the mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(tree, mesh))

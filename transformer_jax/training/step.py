@@ -16,9 +16,21 @@ from transformer_jax.config import Config
 from transformer_jax.data.batch import Batch
 from transformer_jax.model.noise import Noise
 from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.exchange import (
+    EVERYWHERE,
+    added_up,
+    gathered,
+    on_each_part,
+    sums_added_up,
+)
 from transformer_jax.training.loss import LossSums, loss_sums, training_loss
 from transformer_jax.training.optimizer import make_optimizer
-from transformer_jax.training.sharding import batch_sharding, replicated, state_shardings
+from transformer_jax.training.sharding import (
+    batch_sharding,
+    replicated,
+    state_shardings,
+    state_specs,
+)
 
 Params = dict[str, Any]
 
@@ -78,7 +90,7 @@ def make_gradients(
     def of_piece(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
         def loss(params: Params) -> tuple[jax.Array, LossSums]:
             noise = Noise.of_step(config.train.seed, step, batch.rows)
-            sums = training_loss(nnx.merge(structure, params), batch, mesh, config.train, noise)
+            sums = training_loss(nnx.merge(structure, params), batch, config.train, noise)
             return sums.loss, sums
 
         (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -86,11 +98,18 @@ def make_gradients(
 
     def gradients(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
         params = _rounded(params, jnp.dtype(config.train.param_dtype))
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # model/on_mesh.py reads it
+        specs = state_specs(params, mesh)
+
+        def of_device(parts: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
+            whole = gathered(parts, specs)
             sums, grads = _accumulate(
-                lambda piece: of_piece(params, piece, step),
+                lambda piece: of_piece(whole, piece, step),
                 _pieces(batch, config.train.accumulate),
             )
+            return sums_added_up(sums), added_up(grads, specs)
+
+        split = on_each_part(of_device, mesh, specs, out=(EVERYWHERE, specs))
+        sums, grads = split(params, batch, step)
         # One division for the whole mesh: a mean of the devices' means is a different gradient.
         return sums, jax.tree.map(lambda grad: grad / jnp.maximum(sums.tokens, 1.0), grads)
 
@@ -148,10 +167,14 @@ def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], Loss
     structure = model_structure(config)
 
     def eval_step(params: Params, batch: Batch) -> LossSums:
-        model = nnx.merge(structure, params)
-        chunk = config.train.logits_chunk
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return loss_sums(model, batch, mesh, label_smoothing=0.0, logits_chunk=chunk)
+        specs = state_specs(params, mesh)
+
+        def of_device(parts: Params, batch: Batch) -> LossSums:
+            model = nnx.merge(structure, gathered(parts, specs))
+            chunk = config.train.logits_chunk
+            return sums_added_up(loss_sums(model, batch, label_smoothing=0.0, logits_chunk=chunk))
+
+        return on_each_part(of_device, mesh, specs, out=EVERYWHERE)(params, batch)
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))
 
