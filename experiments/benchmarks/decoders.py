@@ -99,14 +99,13 @@ class Ours:
         self._params = jax.device_put(
             nnx.to_pure_dict(params), jax.NamedSharding(self._mesh, jax.P())
         )
-        self._search = jax.jit(
-            functools.partial(
-                forced_search,
-                structure=structure,
-                beam_size=config["beam"],
-                length=config["length"],
-                mesh=self._mesh,
-            )
+        self._search = make_search(
+            structure,
+            self._params,
+            beam_size=config["beam"],
+            length=config["length"],
+            mesh=self._mesh,
+            numbers=numbers,
         )
 
     def versions(self) -> dict[str, str]:
@@ -122,29 +121,26 @@ class Ours:
 
         longest = group_by_length([max(map(len, batch))], 2**20)[0].length
         source = pad(batch, self._config["batch"], longest)
-        return np.asarray(self._search(self._params, source))[: len(batch)].tolist()
+        return np.asarray(self._search(source))[: len(batch)].tolist()
 
 
-def forced_search(
-    params: Any, source: Any, *, structure: Any, beam_size: int, length: int, mesh: Any
+def make_search(
+    structure: Any, params: Any, *, beam_size: int, length: int, mesh: Any, numbers: str
 ) -> Any:
-    """The lengths of the best hypotheses, none of which ends before `length`."""
+    """A function of sources: the lengths of their best hypotheses, none of which ends early."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
-    from transformer_jax.data.batch import EOS
     from transformer_jax.inference.beam_search import beam_search
 
-    def on_each_device(params, source):
+    def on_each_device(params, weights, source):
         model = nnx.merge(structure, params)
         rows = source.ids.shape[0]
         cross = model.cross_cache(model.encode(source))
 
-        def step(ids, position, cache):
-            logits, cache = model.decode_step(ids, position, cache, cross, source.segments)
-            ends = jnp.where(position < length - 1, -1e9, logits[..., EOS])
-            return logits.at[..., EOS].set(ends), cache
+        def step(ids, position, cache, context):
+            return model.decode_step(ids, position, cache, *context, weights)
 
         result = beam_search(
             step,
@@ -153,13 +149,18 @@ def forced_search(
             max_lengths=jnp.full(rows, length),
             length=length,
             results=1,
+            eos=-1,  # no token: only the limit ends a hypothesis
+            context=(cross, source.segments),
+            cache_axis=3,
         )
         return result.lengths[:, 0]
 
     rows, whole = jax.P(mesh.axis_names), jax.P()
-    return jax.shard_map(
-        on_each_device, mesh=mesh, in_specs=(whole, rows), out_specs=rows, check_vma=False
-    )(params, source)
+    search = jax.shard_map(
+        on_each_device, mesh=mesh, in_specs=(whole, whole, rows), out_specs=rows, check_vma=False
+    )
+    make_weights = jax.jit(lambda params: nnx.merge(structure, params).step_weights(numbers))
+    return functools.partial(jax.jit(search), params, make_weights(params))
 
 
 class HuggingFace:

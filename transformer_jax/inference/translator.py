@@ -24,7 +24,8 @@ from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.inference.beam_search import beam_search
 from transformer_jax.inference.padding import Group, group_by_length, pad
-from transformer_jax.model.transformer import Transformer
+from transformer_jax.model.step import StepWeights
+from transformer_jax.model.transformer import Transformer, compute_dtype
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Translator:
         max_length: int,
         *,
         mesh: Mesh | None = None,
+        numbers: str | None = None,
     ):
         """A translator with the model's weights.
 
@@ -55,11 +57,15 @@ class Translator:
           decode: settings of the search; `translate` may be given others.
           max_length: longer sources, in tokens with EOS, are cut.
           mesh: the devices that share the sentences. None: the one that has the weights.
+          numbers: what the decoder multiplies, "float32", "bfloat16" or "int8"; by default what the
+            model computes in.
         """
         self.structure, params = nnx.split(model, nnx.Param)
         self.params: Params = nnx.to_pure_dict(params)
         self.vocabulary, self.decode, self.mesh = vocabulary, decode, mesh
         self.max_length = max_length
+        self.numbers = numbers or compute_dtype(model.config.dtype).name
+        self._made: StepWeights | None = None
         self.step: int | None = None  # after how many training steps, if from_workdir knows
         # A table of learned positions has no rows behind its last.
         learned = model.config.positions == "learned"
@@ -100,7 +106,7 @@ class Translator:
     def with_params(self, params: Params) -> "Translator":
         """The same with other weights of the same shapes; nothing is compiled again."""
         other = copy.copy(self)
-        other.params = params
+        other.params, other._made = params, None
         return other
 
     def translate(
@@ -156,6 +162,14 @@ class Translator:
                 bar.update(len(members))
         return outputs
 
+    def _step_weights(self) -> StepWeights:
+        """Those of `params`, made when they are needed first."""
+        if self._made is None:
+            self._made = _make_step_weights(
+                self.params, structure=self.structure, numbers=self.numbers
+            )
+        return self._made
+
     def _encode(self, lines: list[str]) -> list[list[int]]:
         sources = self.vocabulary.encode([line.strip() for line in lines])
         too_long = [ids for ids in sources if len(ids) > self.max_length]
@@ -188,12 +202,18 @@ class Translator:
                 pad(filled, group.rows, group.length),
                 limits,
                 np.float32(alpha),
+                weights=self._step_weights(),
                 structure=self.structure,
                 beam_size=beam_size,
                 length=length,
                 mesh=self.mesh,
             )
         )
+
+
+@partial(jax.jit, static_argnames=("structure", "numbers"))
+def _make_step_weights(params: Params, *, structure: nnx.GraphDef, numbers: str) -> StepWeights:
+    return nnx.merge(structure, params).step_weights(numbers)
 
 
 def cut(ids: list[int], length: int) -> list[int]:
@@ -208,6 +228,7 @@ def _translate_batch(
     limits: Int[Array, " B"],
     alpha: Float[Array, ""],
     *,
+    weights: StepWeights,
     structure: nnx.GraphDef,
     beam_size: int,
     length: int,
@@ -215,32 +236,37 @@ def _translate_batch(
 ) -> Int[Array, "B L"]:
     """The ids of the best hypotheses; compiled once for every shape of a batch."""
 
-    def on_each_device(params: Params, source: Tokens, limits: Array, alpha: Array) -> Array:
+    def on_each_device(
+        params: Params, weights: StepWeights, source: Tokens, limits: Array, alpha: Array
+    ) -> Array:
         model = nnx.merge(structure, params)
         cross = model.cross_cache(model.encode(source))
         result = beam_search(
-            lambda ids, position, cache: model.decode_step(
-                ids, position, cache, cross, source.segments
+            lambda ids, position, cache, context: model.decode_step(
+                ids, position, cache, *context, weights
             ),
-            model.empty_cache(limits.shape[0], beam_size, length),
+            # Translations are about as long as their sources; the few that are longer get more room.
+            model.empty_cache(limits.shape[0], beam_size, min(length, source.ids.shape[1] + 8)),
             beam_size=beam_size,
             max_lengths=limits,
             length=length,
             alpha=alpha,
             results=1,
+            context=(cross, source.segments),
+            cache_axis=3,
         )
         return result.ids[:, 0]
 
     if mesh is None or mesh.size == 1:
-        return on_each_device(params, source, limits, alpha)
+        return on_each_device(params, weights, source, limits, alpha)
     # Every device searches for its own rows and stops when they are done.
     rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     split = jax.shard_map(
         on_each_device,
         mesh=mesh,
-        in_specs=(whole, rows, rows, whole),
+        in_specs=(whole, whole, rows, rows, whole),
         out_specs=rows,
         check_vma=False,
     )
-    ids = split(params, source, limits, alpha)
+    ids = split(params, weights, source, limits, alpha)
     return jax.lax.with_sharding_constraint(ids, jax.NamedSharding(mesh, whole))
