@@ -44,7 +44,7 @@ def main(_: Sequence[str]) -> None:
         for name, devices in _CONTESTANTS.items():
             workers.append(Worker(name, folder, config, {"JAX_NUM_CPU_DEVICES": str(devices)}))
         laps = take_turns(
-            workers, rounds=_REPEATS.value, tokens=_STEPS.value * 2 * _BATCH_TOKENS.value * 9 // 10
+            workers, rounds=_REPEATS.value, amount=_STEPS.value * 2 * _BATCH_TOKENS.value * 9 // 10
         )
     finally:
         for worker in workers:

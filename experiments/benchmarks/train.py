@@ -79,7 +79,7 @@ def main(_: Sequence[str]) -> None:
         for name in _CONTESTANTS.value:
             workers.append(Worker(name, folder, config, _KINDS[name]))
         tokens = _TOKENS.value or _TURN_TOKENS[_MODEL.value]
-        laps = take_turns(workers, rounds=_REPEATS.value, tokens=tokens)
+        laps = take_turns(workers, rounds=_REPEATS.value, amount=tokens)
     finally:
         for worker in workers:
             worker.close()

@@ -20,14 +20,22 @@ Laps = dict[str, list[dict[str, Any]]]  # by contestant, what worker.py answers
 class Worker:
     """A contestant's process; ready, and waiting, once this is made."""
 
-    def __init__(self, name: str, folder: Path, config: Path, environment: Mapping[str, str]):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        config: Path,
+        environment: Mapping[str, str],
+        module: str = "experiments.benchmarks.worker",
+    ):
         """Start it and wait until it is ready. Its stderr goes to `folder`/NAME.log."""
         self.name, self._log = name, folder / f"{name}.log"
+        start = time.perf_counter()
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
-                    *("-m", "experiments.benchmarks.worker", name, str(folder), str(config)),
+                    *("-m", module, name, str(folder), str(config)),
                 ],
                 cwd=_ROOT,
                 env=os.environ | environment,
@@ -37,12 +45,13 @@ class Worker:
                 text=True,
             )
         ready = self._answer()
+        self.start_seconds = time.perf_counter() - start  # of the process, until it could work
         self.versions: dict[str, str] = ready["versions"]
 
-    def lap(self, tokens: int) -> dict[str, Any]:
-        """Let it train on so many tokens; returns when it has."""
+    def lap(self, amount: int) -> dict[str, Any]:
+        """Let it work on so many tokens or sentences; returns when it has."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{tokens}\n")
+        self._process.stdin.write(f"{amount}\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -65,7 +74,7 @@ class Worker:
         return json.loads(line)
 
 
-def take_turns(workers: Sequence[Worker], *, rounds: int, tokens: int) -> Laps:
+def take_turns(workers: Sequence[Worker], *, rounds: int, amount: int) -> Laps:
     """Every contestant's laps; a lap to warm up comes first and does not count."""
     laps: Laps = {worker.name: [] for worker in workers}
     with tqdm(total=(1 + rounds) * len(workers), unit="turn", disable=None) as progress:
@@ -73,7 +82,7 @@ def take_turns(workers: Sequence[Worker], *, rounds: int, tokens: int) -> Laps:
             for worker in workers:
                 others = [other for other in workers if other is not worker]
                 before, start = _computed(others), time.perf_counter()
-                lap = worker.lap(tokens)
+                lap = worker.lap(amount)
                 busy = (_computed(others) - before) / (time.perf_counter() - start)
                 if number:
                     laps[worker.name].append(lap | {"cores_used_by_waiting": busy})

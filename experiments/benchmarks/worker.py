@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A contestant in a process of its own: it trains only when it is told to.
+"""A contestant in a process of its own: it works only when it is told to.
 
     python -m experiments.benchmarks.worker CONTESTANT FOLDER CONFIG
 
-Each line on stdin is a number of tokens; the answer is a line of JSON about a lap that trained on
-at least so many. The first line of JSON says that the contestant is ready.
+Each line on stdin is an amount of work, here a number of tokens; the answer is a line of JSON about a
+lap that trained on at least so many. The first line of JSON says that the contestant is ready.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -37,16 +38,34 @@ class Lap:
         self.target_tokens += target_tokens
         self.loss += loss
 
+    def figures(self, seconds: float) -> dict[str, Any]:
+        """What the report tells of a lap that took so long."""
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens / seconds,
+            "real_positions": self.tokens / self.positions,
+            "loss": self.loss / self.target_tokens,
+        }
+
+
+class Figures(Protocol):
+    """A lap's result."""
+
+    def figures(self, seconds: float) -> dict[str, Any]:
+        """What the report tells of a lap that took so long; `tokens_per_second` among it."""
+        ...
+
 
 class Contestant(Protocol):
-    """What ours.py and torch_marian.py offer."""
+    """What ours.py, torch_marian.py and decoders.py offer."""
 
     def versions(self) -> dict[str, str]:
         """The libraries that matter."""
         ...
 
-    def lap(self, tokens: int) -> Lap:
-        """Train until at least so many real tokens are seen; return when all work is done."""
+    def lap(self, amount: int) -> Figures:
+        """Work on at least so many real tokens (or sentences); return when all of it is done."""
         ...
 
 
@@ -61,18 +80,13 @@ def make(name: str, folder: Path, config: dict[str, Any]) -> Contestant:
     return TorchMarian(folder, config, compiled=name == "torch-compiled")
 
 
-def timed_lap(contestant: Contestant, tokens: int) -> dict[str, Any]:
+def timed_lap(contestant: Contestant, amount: int) -> dict[str, Any]:
     """A lap, its time, and how much of the machine it had."""
     machine, start, cpu = _machine_seconds(), time.perf_counter(), time.process_time()
-    lap = contestant.lap(tokens)
+    lap = contestant.lap(amount)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    return {
-        "steps": lap.steps,
-        "tokens": lap.tokens,
+    return lap.figures(seconds) | {
         "seconds": seconds,
-        "tokens_per_second": lap.tokens / seconds,
-        "real_positions": lap.tokens / lap.positions,
-        "loss": lap.loss / lap.target_tokens,
         "cores_used": cpu / seconds,
         "cores_used_by_others": (_machine_seconds() - machine - cpu) / seconds,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -85,12 +99,14 @@ def _machine_seconds() -> float:
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
-def main(name: str, folder: str, config_path: str) -> None:
-    """Serve laps until stdin ends."""
+def serve(
+    make: Callable[[str, Path, dict[str, Any]], Contestant], name: str, folder: str, config: str
+) -> None:
+    """Make the contestant and serve laps until stdin ends; `config` is the path of a JSON file."""
     answers = _reserve_stdout()
-    config = json.loads(Path(config_path).read_text(encoding="utf-8"))
+    settings = json.loads(Path(config).read_text(encoding="utf-8"))
     start = time.perf_counter()
-    contestant = make(name, Path(folder), config)
+    contestant = make(name, Path(folder), settings)
     ready = {"versions": contestant.versions(), "start_seconds": time.perf_counter() - start}
     print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
@@ -105,4 +121,4 @@ def _reserve_stdout() -> TextIO:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(make, *sys.argv[1:])

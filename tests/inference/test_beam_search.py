@@ -18,7 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.data.batch import EOS, PAD
-from transformer_jax.inference.beam_search import beam_search, best_tokens, length_penalty
+from transformer_jax.inference.beam_search import (
+    _places,
+    beam_search,
+    best_tokens,
+    length_penalty,
+)
 
 ALPHAS = [0.0, 0.6, 1.0, 2.0, -0.5]
 
@@ -48,12 +53,16 @@ class Language:
         return self.log_probs[sentence, self.history(words)]
 
 
-@partial(jax.jit, static_argnames=("width", "length", "results", "early_stop"))
-def compiled_search(table, limits, alpha, prefix, *, width, length, results, early_stop):
-    """Beam search over table [B, HISTORIES, VOCAB]; the cache is every position's history's number."""
+@partial(jax.jit, static_argnames=("width", "length", "results", "early_stop", "short"))
+def compiled_search(table, limits, alpha, prefix, *, width, length, results, early_stop, short):
+    """Beam search over table [B, HISTORIES, VOCAB]; the cache is every position's history's number.
+
+    With `short`, finished sentences leave the batch; it is the cache's length before that.
+    """
     batch, _, vocabulary = table.shape
 
-    def step(ids, position, cache):
+    def step(ids, position, cache, table=table):
+        batch = ids.shape[0]
         before = cache["history"][:, :, jnp.maximum(position - 1, 0)]  # [B, W]
         history = jnp.where(position == 0, 0, before * vocabulary + 1 + ids)
         logits = table[jnp.arange(batch)[:, None], history]
@@ -62,7 +71,7 @@ def compiled_search(table, limits, alpha, prefix, *, width, length, results, ear
 
     return beam_search(
         step,
-        {"history": jnp.zeros((batch, width, length), jnp.int32)},
+        {"history": jnp.zeros((batch, width, short or length), jnp.int32)},
         beam_size=width,
         max_lengths=limits,
         length=length,
@@ -70,10 +79,21 @@ def compiled_search(table, limits, alpha, prefix, *, width, length, results, ear
         results=results,
         prefix=prefix,
         early_stop=early_stop,
+        context=table if short else None,
     )
 
 
-def search(language: Language, limits, *, width, alpha, results=None, prefix=None, early_stop=True):
+def search(
+    language: Language,
+    limits,
+    *,
+    width,
+    alpha,
+    results=None,
+    prefix=None,
+    early_stop=True,
+    short=None,
+):
     return compiled_search(
         jnp.asarray(language.log_probs),
         jnp.asarray(limits, jnp.int32),
@@ -83,6 +103,7 @@ def search(language: Language, limits, *, width, alpha, results=None, prefix=Non
         length=max(limits),
         results=results,
         early_stop=early_stop,
+        short=short,
     )
 
 
@@ -195,6 +216,27 @@ def test_stopping_early_changes_nothing(seed, alpha, width):
         jax.tree.map(np.testing.assert_array_equal, early, late)
 
 
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=seeds, width=st.sampled_from([1, 3]), short=st.sampled_from([1, 3, 6]))
+def test_sentences_that_leave_the_batch_change_nothing(seed, width, short):
+    limits = [6, 1, 4, 0, 6, 2, 5, 6, 3]
+    language = Language.random(seed, len(limits), 3, 6, sharpness=2.0)
+    whole = search(language, limits, width=width, alpha=0.6)
+    parts = search(language, limits, width=width, alpha=0.6, short=short)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_few_hypotheses_move_and_none_from_where_another_goes():
+    """All ways that four hypotheses can descend from four."""
+    parents = np.array(list(itertools.product(range(4), repeat=4)))
+    order = np.asarray(_places(jnp.asarray(parents)))
+    assert (np.sort(order, axis=1) == np.arange(4)).all(), "a hypothesis is lost"
+    moved = np.take_along_axis(parents, order, axis=1)
+    for before, after in zip(parents, moved, strict=True):
+        stay = {place for place, parent in enumerate(after) if parent == place}
+        assert stay == set(before), "one that something continues had to give way"
+
+
 def test_the_best_alone_is_the_first_of_all():
     language = Language.random(0, 5, 4, 5)
     alone = search(language, [5] * 5, width=3, alpha=0.6, results=1)
@@ -294,7 +336,7 @@ def test_the_length_penalty_is_equation_14_of_wu_et_al():
     )
 
 
-@pytest.mark.parametrize("vocabulary", [5, 255, 256, 300, 1000, 1024])
+@pytest.mark.parametrize("vocabulary", [5, 251, 255, 256, 300, 1000, 1031])
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_best_tokens_are_those_of_a_sort(vocabulary, count):
     """Rows of COLUMNS words or not, words in the last incomplete row, all best in one column."""

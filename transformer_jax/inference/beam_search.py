@@ -2,12 +2,11 @@
 """Beam search: section 6.1; the length penalty is equation 14 of Wu et al. 2016 (arXiv 1609.08144).
 
 The search knows no model. It asks a function `step` for the logits of the next token, and carries a
-cache on the function's behalf: hypotheses change places as they overtake one another, and what
-the cache, whose leaves lead with [B, W, L], knows of their positions moves with them.
+cache on the function's behalf: hypotheses replace one another, and what the cache, whose leaves lead
+with [B, W], knows of them moves with them.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from transformer_jax.data.batch import EOS, PAD
 
-Step = Callable[[Array, Array, Any], tuple[Array, Any]]  # ids, position, cache -> logits, cache
+Step = Callable[..., tuple[Array, Any]]  # ids, position, cache[, context] -> logits, cache
+_Rows = tuple[Array, Array | None]  # of each sentence: its limit [B], its prefix [B, P]
 IMPOSSIBLE = -jnp.inf
-BLOCK = 8  # see _move; on a CPU as fast as 1, and on a GPU fewer operations
 COLUMNS = 128  # see best_tokens; of 64 to 512, within 10 % of the best on a CPU
 
 
@@ -43,10 +42,10 @@ class SearchState:
     """What one step of the search hands to the next."""
 
     position: Any  # [] int32: the place of the token that the next step chooses.
-    live_ids: Any  # [B, W, L] int32: hypotheses without EOS, best first, PAD from `position` on.
+    live_ids: Any  # [B, W, L] int32: hypotheses without EOS, PAD from `position` on.
     live_scores: Any  # [B, W] float32: their log-probabilities; all -inf once the sentence is done.
     best: BeamResult  # The R best hypotheses so far that have taken EOS.
-    cache: Any  # Arrays [B, W, L, ...]: what `step` remembers of the live hypotheses' positions.
+    cache: Any  # Arrays [B, W, ...]: what `step` remembers of the live hypotheses.
 
 
 def length_penalty(
@@ -69,6 +68,8 @@ def beam_search(
     eos: int = EOS,
     never: tuple[int, ...] = (),
     early_stop: bool = True,
+    context: Any = None,
+    cache_axis: int = 2,
 ) -> BeamResult:
     """Search for the translations with the highest length-penalised log-probability.
 
@@ -82,14 +83,19 @@ def beam_search(
 
     With beam_size=1 this is greedy search: the best token at every position until that is EOS.
 
+    A `context` lets finished sentences leave the batch. The search then begins with a `cache` that
+    may be shorter than `length`; when it is full, or three quarters of the sentences are done, those
+    that are left are finished by themselves, a quarter of the batch at a time.
+
     Args:
       step: (ids [B, W], position [], cache) -> (logits [B, W, VOCAB], cache): what follows the
-        tokens `ids` of position - 1. At position 0 there is none, and `ids` are meaningless.
-      cache: any pytree of arrays [B, W, L, ...]; `step` writes what it wants to remember of a
+        tokens `ids` of position - 1. At position 0 there is none, and `ids` are meaningless. With a
+        context, it is the fourth argument, and B may be smaller than it was.
+      cache: any pytree of arrays [B, W, ...]; `step` writes what it wants to remember of a
         position, and reads what it wrote for the positions before.
       beam_size: W.
       max_lengths: each sentence's limit in tokens, EOS included; with 0 it gets no hypothesis.
-      length: L, at least the largest of max_lengths; a multiple of 8 is fastest.
+      length: L, at least the largest of max_lengths.
       alpha: the length penalty's exponent; any real number.
       results: R, by default W. With 1 the search is done sooner.
       prefix: the tokens that every hypothesis of a sentence begins with, then PAD; fewer than
@@ -97,37 +103,101 @@ def beam_search(
       eos: the token that ends a hypothesis.
       never: tokens that no hypothesis has, whatever their probability, which they keep.
       early_stop: False searches on up to the limits.
+      context: any pytree of arrays [B, ...]: what `step` knows of the sentences.
+      cache_axis: with a context, the axis of the cache's leaves whose places are positions.
     """
     batch, width, kept = max_lengths.shape[0], beam_size, results or beam_size
+    leaves = jax.tree.leaves(cache)
+    short = min(leaves[0].shape[cache_axis], length) if leaves and context is not None else length
     state = SearchState(
         position=jnp.int32(0),
-        live_ids=jnp.full((batch, width, length), PAD, jnp.int32),
+        live_ids=jnp.full((batch, width, short), PAD, jnp.int32),
         # All hypotheses start alike: only one of them may be continued.
         live_scores=jnp.full((batch, width), IMPOSSIBLE)
         .at[:, 0]
         .set(jnp.where(max_lengths > 0, 0.0, IMPOSSIBLE)),
         best=BeamResult(
-            ids=jnp.full((batch, kept, length), PAD, jnp.int32),
+            ids=jnp.full((batch, kept, short), PAD, jnp.int32),
             scores=jnp.full((batch, kept), IMPOSSIBLE),
             lengths=jnp.zeros((batch, kept), jnp.int32),
         ),
         cache=cache,
     )
-    advance = partial(
-        _advance_greedily if width == 1 else _advance,
-        step=step,
-        forced=partial(
-            forced_tokens, prefix=prefix, max_lengths=jnp.minimum(max_lengths, length), eos=eos
-        ),
-        max_lengths=jnp.minimum(max_lengths, length),
-        alpha=alpha,
-        eos=eos,
-        never=never,
-        early_stop=early_stop,
-    )
-    return lax.while_loop(
-        lambda state: jnp.any(state.live_scores > IMPOSSIBLE), advance, state
-    ).best
+    rows = jnp.minimum(max_lengths, length), prefix
+
+    def advance(
+        state: SearchState, rows: _Rows, context: Any, until: int, left: int
+    ) -> SearchState:
+        """Up to a position, or until no more than `left` sentences are left."""
+        limits, prefix = rows
+        one_step = partial(
+            _advance_greedily if width == 1 else _advance,
+            step=step if context is None else partial(_with_context, step, context),
+            forced=partial(forced_tokens, prefix=prefix, max_lengths=limits, eos=eos),
+            max_lengths=limits,
+            alpha=alpha,
+            eos=eos,
+            never=never,
+            early_stop=early_stop,
+        )
+        return lax.while_loop(
+            lambda state: (_alive(state).sum() > left) & (state.position < until), one_step, state
+        )
+
+    if context is None:
+        return advance(state, rows, None, length, 0).best
+    few = -(-batch // 4)
+    state = advance(state, rows, context, short, few)
+    return _finish(state, rows, context, advance, length, few, cache_axis)
+
+
+def _with_context(step: Step, context: Any, ids: Array, position: Array, cache: Any) -> Any:
+    return step(ids, position, cache, context)
+
+
+def _alive(state: SearchState) -> Bool[Array, " B"]:
+    """Which sentences are not done."""
+    return jnp.any(state.live_scores > IMPOSSIBLE, axis=1)
+
+
+def _finish(
+    state: SearchState,
+    of_rows: _Rows,
+    context: Any,
+    advance: Callable[..., SearchState],
+    length: int,
+    few: int,
+    cache_axis: int,
+) -> BeamResult:
+    """The sentences that are left, `few` at a time, each from the state's position to its end."""
+
+    def longer(leaf: Array, axis: int) -> Array:
+        """Room for `length` positions, of padding or of zeros."""
+        more = [(0, 0)] * leaf.ndim
+        more[axis] = (0, length - leaf.shape[axis])
+        return jnp.pad(leaf, more, constant_values=PAD if leaf.dtype == jnp.int32 else 0)
+
+    def some(left: tuple[Array, BeamResult]) -> tuple[Array, BeamResult]:
+        alive, best = left
+        rows = jnp.argsort(~alive)[:few]  # those that are left, and some that are done
+
+        def part(tree: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+        begun = SearchState(
+            state.position,
+            longer(state.live_ids[rows], 2),
+            # What was finished in an earlier round is not searched again.
+            jnp.where(alive[rows, None], state.live_scores[rows], IMPOSSIBLE),
+            part(best),
+            jax.tree.map(lambda leaf: longer(leaf[rows], cache_axis), state.cache),
+        )
+        ended = advance(begun, part(of_rows), part(context), length, 0)
+        best = jax.tree.map(lambda all, new: all.at[rows].set(new), best, ended.best)
+        return alive.at[rows].set(False), best
+
+    best = dataclasses.replace(state.best, ids=longer(state.best.ids, 2))
+    return lax.while_loop(lambda left: jnp.any(left[0]), some, (_alive(state), best))[1]
 
 
 def best_tokens(
@@ -136,27 +206,38 @@ def best_tokens(
     """The log-probabilities and ids of the most probable tokens, best first.
 
     lax.top_k over the vocabulary is slow on a CPU. The `count` largest entries of a matrix stand in
-    the `count` columns that have the largest maxima, and finding maxima is fast.
+    the `count` columns that have the largest maxima, and finding maxima is fast. The largest of them
+    is what the softmax needs, too.
     """
-    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [B, W, 1]
-    vocabulary = logits.shape[-1]
-    rows = vocabulary // COLUMNS
-    if rows < 2 or count > COLUMNS:
+    vocabulary, lead = logits.shape[-1], logits.shape[:2]
+    width = _columns(vocabulary)
+    rows = vocabulary // width
+    if rows < 2 or count > width:
         values, ids = lax.top_k(logits, min(count, vocabulary))
-        return values - total, ids
-    whole, lead = rows * COLUMNS, logits.shape[:2]
-    matrix = logits[..., :whole].reshape(*lead, rows, COLUMNS)
-    _, columns = lax.top_k(matrix.max(axis=-2), count)  # [B, W, count]
+        return values - jax.nn.logsumexp(logits, axis=-1, keepdims=True), ids
+    whole = rows * width
+    matrix = logits[..., :whole].reshape(*lead, rows, width)
+    maxima = matrix.max(axis=-2)  # [B, W, width]
+    _, columns = lax.top_k(maxima, count)  # [B, W, count]
     columns = columns[..., None, :]  # [B, W, 1, count]
     values = jnp.take_along_axis(matrix, columns, axis=-1).reshape(*lead, -1)
-    first = jnp.arange(rows)[None, None, :, None] * COLUMNS  # of each row
+    first = jnp.arange(rows)[None, None, :, None] * width  # of each row
     ids = (first + columns).reshape(*lead, -1)  # [B, W, rows * count]
-    # What fills no whole row is looked at, too.
-    rest = jnp.broadcast_to(jnp.arange(whole, vocabulary), (*lead, vocabulary - whole))
-    values = jnp.concatenate([values, logits[..., whole:]], axis=-1)
-    ids = jnp.concatenate([ids, rest], axis=-1)
+    peaks = maxima.max(axis=-1, keepdims=True)  # [B, W, 1]
+    if whole < vocabulary:  # What fills no whole row is looked at, too.
+        rest = jnp.broadcast_to(jnp.arange(whole, vocabulary), (*lead, vocabulary - whole))
+        values = jnp.concatenate([values, logits[..., whole:]], axis=-1)
+        ids = jnp.concatenate([ids, rest], axis=-1)
+        peaks = jnp.maximum(peaks, logits[..., whole:].max(axis=-1, keepdims=True))
+    total = jnp.log(jnp.exp(logits - peaks).sum(axis=-1, keepdims=True)) + peaks
     values, chosen = lax.top_k(values, count)  # [B, W, count]
     return values - total, jnp.take_along_axis(ids, chosen, axis=-1)
+
+
+def _columns(vocabulary: int) -> int:
+    """About 128 columns; if possible so many that all rows are whole, and none is copied."""
+    whole = [width for width in range(64, 257, 8) if vocabulary % width == 0]
+    return min(whole, key=lambda width: abs(width - COLUMNS), default=COLUMNS)
 
 
 def _allowed_tokens(
@@ -200,18 +281,18 @@ def _advance(
         eos,
     )
     live_scores, chosen = lax.top_k(jnp.where(ended, IMPOSSIBLE, scores), width)  # [B, W]
-    parents = jnp.take_along_axis(parents, chosen, axis=1)  # [B, W]
-    live_ids, cache = _move((state.live_ids, cache), parents, position + 1)
-    live_ids = lax.dynamic_update_slice_in_dim(
-        live_ids, jnp.take_along_axis(tokens, chosen, axis=1)[..., None], position, axis=2
-    )
+    order = _places(jnp.take_along_axis(parents, chosen, axis=1))
+    live_scores, chosen = (jnp.take_along_axis(x, order, axis=1) for x in (live_scores, chosen))
+    parents, tokens = (jnp.take_along_axis(x, chosen, axis=1) for x in (parents, tokens))  # [B, W]
+    live_ids, cache = _move((state.live_ids, cache), parents, live_scores > IMPOSSIBLE)
+    live_ids = lax.dynamic_update_slice_in_dim(live_ids, tokens[..., None], position, axis=2)
     if early_stop:
         # Log-probabilities only fall, so a hypothesis can at most keep the one that it has; the
         # penalty is most lenient at the limit if alpha > 0, at the next position if alpha < 0.
         lenient = jnp.maximum(
             length_penalty(position + 2, alpha), length_penalty(max_lengths, alpha)
         )  # [B]
-        done = live_scores[:, 0] / lenient <= best.scores[:, -1]  # [B]
+        done = live_scores.max(axis=1) / lenient <= best.scores[:, -1]  # [B]
         live_scores = jnp.where(done[:, None], IMPOSSIBLE, live_scores)
     return SearchState(position + 1, live_ids, live_scores, best, cache)
 
@@ -333,23 +414,49 @@ def _last_ids(state: SearchState) -> Int[Array, "B W"]:
     return lax.dynamic_index_in_dim(state.live_ids, last, axis=2, keepdims=False)
 
 
-def _move(tree: Any, parents: Int[Array, "B W"], count: Int[Array, ""]) -> Any:
-    """Arrays [B, W, L, ...]: hypothesis w gets the first `count` positions of hypothesis parents[w].
+def _places(parents: Int[Array, "B W"]) -> Int[Array, "B W"]:
+    """Which of the W new hypotheses goes to each place, so that few of them have to move.
 
-    In place and in blocks of positions, for L is several times the length of most sentences: moving
-    all of it would cost a third of a small model's time.
+    The first continuation of a hypothesis takes the place that it had; the others take the places of
+    the hypotheses that nothing continues.
     """
-    block = math.gcd(jax.tree.leaves(tree)[0].shape[2], BLOCK)
+    width = parents.shape[1]
+    same = parents[:, :, None] == parents[:, None, :]  # [B, new, new]
+    first = ~jnp.any(same & jnp.tri(width, k=-1, dtype=bool), axis=-1)  # [B, new]
+    heirs = first[:, None] & (parents[:, None] == jnp.arange(width)[:, None])  # [B, place, new]
+    free, movers = ~heirs.any(axis=-1), ~first  # as many of one as of the other
+    numbers = jnp.where(free, jnp.cumsum(free, axis=1), 0)[:, :, None]  # from 1
+    settlers = movers[:, None] & (numbers == jnp.cumsum(movers, axis=1)[:, None])
+    return jnp.argmax(heirs | settlers, axis=-1)
 
-    def move(number: Int[Array, ""], tree: Any) -> Any:
-        def moved(leaf: Array) -> Array:
-            part = lax.dynamic_slice_in_dim(leaf, number * block, block, axis=2)
-            part = _gather(part, parents)
-            return lax.dynamic_update_slice_in_dim(leaf, part, number * block, axis=2)
 
-        return jax.tree.map(moved, tree)
+def _move(tree: Any, parents: Int[Array, "B W"], alive: Bool[Array, "B W"]) -> Any:
+    """Arrays [B, W, ...]: hypothesis w, if it is alive, gets what hypothesis parents[w] had."""
+    if jax.default_backend() == "cpu":
+        return _copy(tree, parents, alive & (parents != jnp.arange(parents.shape[1])))
+    return jax.tree.map(partial(_gather, order=parents), tree)
 
-    return lax.fori_loop(0, (count + block - 1) // block, move, tree)
+
+def _copy(tree: Any, parents: Int[Array, "B W"], moving: Bool[Array, "B W"]) -> Any:
+    """Row after row, and only those that move: `_places` lets about a quarter do so.
+
+    None of them comes from a place that another one goes to.
+    """
+    width = parents.shape[1]
+    targets = jnp.argsort(~moving.reshape(-1))  # those that move come first
+
+    def copy_row(number: Int[Array, ""], tree: Any) -> Any:
+        sentence, target = targets[number] // width, targets[number] % width
+        source = parents[sentence, target]
+
+        def copied(leaf: Array) -> Array:
+            rest = (0,) * (leaf.ndim - 2)
+            row = lax.dynamic_slice(leaf, (sentence, source, *rest), (1, 1, *leaf.shape[2:]))
+            return lax.dynamic_update_slice(leaf, row, (sentence, target, *rest))
+
+        return jax.tree.map(copied, tree)
+
+    return lax.fori_loop(0, moving.sum(), copy_row, tree)
 
 
 def _gather(leaf: Array, order: Int[Array, "B W"]) -> Array:

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.data.batch import Tokens
+from transformer_jax.model.step import StepWeights
 from transformer_jax.model.transformer import Transformer
 
 
@@ -48,8 +49,12 @@ class Ensemble(nnx.Module):
         return [model.cross_cache(entry) for model, entry in zip(self.models, memory, strict=True)]
 
     def empty_cache(self, batch: int, width: int, length: int) -> list[Any]:
-        """Room for each model's keys and values, [B, W, L, ...]."""
+        """Room for each model's keys and values, [B, W, H, L, ...]."""
         return [model.empty_cache(batch, width, length) for model in self.models]
+
+    def step_weights(self, numbers: str | None = None) -> list[StepWeights]:
+        """Each model's weights for `decode_step`."""
+        return [model.step_weights(numbers) for model in self.models]
 
     def decode_step(
         self,
@@ -58,12 +63,15 @@ class Ensemble(nnx.Module):
         cache: list[Any],
         cross: list[Any],
         source_segments: Int[Array, "B S"],
+        weights: list[StepWeights],
     ) -> tuple[Float[Array, "B W VOCAB"], list[Any]]:
         """log of the mean probability of the token at `position`, given the tokens before it."""
         logits, caches = zip(
             *(
-                model.decode_step(ids, position, own, others, source_segments)
-                for model, own, others in zip(self.models, cache, cross, strict=True)
+                model.decode_step(ids, position, own, others, source_segments, of_model)
+                for model, own, others, of_model in zip(
+                    self.models, cache, cross, weights, strict=True
+                )
             ),
             strict=True,
         )

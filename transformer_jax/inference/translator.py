@@ -32,6 +32,7 @@ from transformer_jax.inference.forced import align_words, force
 from transformer_jax.inference.hypotheses import Hypothesis, SearchOptions
 from transformer_jax.inference.padding import Group, group_by_length, pad
 from transformer_jax.inference.sampling import line_keys, sample
+from transformer_jax.model.step import StepWeights
 from transformer_jax.model.transformer import Transformer
 
 Params = Any  # the model's weights, nested by module and parameter name
@@ -52,6 +53,7 @@ class Translator:
         max_length: int,
         *,
         mesh: Mesh | None = None,
+        numbers: str | None = None,
     ):
         """A translator with the model's weights.
 
@@ -61,11 +63,15 @@ class Translator:
           decode: settings of the search; `translate` may be given others.
           max_length: longer sources, in tokens with EOS, are cut.
           mesh: the devices that share the sentences. None: the one that has the weights.
+          numbers: what the decoder multiplies, "float32", "bfloat16" or "int8"; by default what the
+            model computes in.
         """
         self.structure, params = nnx.split(model, nnx.Param)
         self.params: Params = nnx.to_pure_dict(params)
         self.vocabulary, self.decode, self.mesh = vocabulary, decode, mesh
         self.max_length = max_length
+        self.numbers = numbers
+        self._made: Any = None  # see _step_weights
         self.steps: tuple[int, ...] = ()  # after how many training steps, if from_workdir knows
         # A table of learned positions has no rows behind its last.
         members = model.models if isinstance(model, Ensemble) else [model]
@@ -127,7 +133,7 @@ class Translator:
     def with_params(self, params: Params) -> "Translator":
         """The same with other weights of the same shapes; nothing is compiled again."""
         other = copy.copy(self)
-        other.params = params
+        other.params, other._made = params, None
         return other
 
     def fingerprint(self) -> str:
@@ -319,7 +325,12 @@ class Translator:
             _prefix(starts, group.rows),
             np.float32(self._alpha(options)),
         )
-        shape = {"structure": self.structure, "length": _multiple_of_8(most), "mesh": self.mesh}
+        shape = {
+            "weights": self._step_weights(),
+            "structure": self.structure,
+            "length": _multiple_of_8(most),
+            "mesh": self.mesh,
+        }
         if options.sampling is not None:
             sampling = options.sampling
             result = _sample_batch(
@@ -338,6 +349,14 @@ class Translator:
                 **shape,
             )
         return jax.device_get(result)
+
+    def _step_weights(self) -> StepWeights | list[StepWeights]:
+        """Those of `params`, made when they are needed first."""
+        if self._made is None:
+            self._made = _make_step_weights(
+                self.params, structure=self.structure, numbers=self.numbers
+            )
+        return self._made
 
     def _hypotheses(
         self, sources: list[list[int]], result: BeamResult, options: SearchOptions
@@ -428,6 +447,13 @@ def _common_vocabulary(workdirs: Sequence[str | Path]) -> Vocabulary:
     return first
 
 
+@partial(jax.jit, static_argnames=("structure", "numbers"))
+def _make_step_weights(
+    params: Params, *, structure: nnx.GraphDef, numbers: str | None
+) -> StepWeights | list[StepWeights]:
+    return nnx.merge(structure, params).step_weights(numbers)
+
+
 def _prefix(starts: list[list[int]], rows: int) -> Int[np.ndarray, "B P"] | None:
     """What the rows' translations begin with, then PAD; None if none of them is told."""
     longest = max(map(len, starts))
@@ -451,6 +477,7 @@ def _translate_batch(
     prefix: Int[Array, "B P"] | None,
     alpha: Float[Array, ""],
     *,
+    weights: StepWeights,
     structure: nnx.GraphDef,
     length: int,
     mesh: Mesh | None,
@@ -460,11 +487,16 @@ def _translate_batch(
     """The best hypotheses of each row; compiled once for every shape of a batch."""
 
     def search(shared: Any, rows: Any) -> BeamResult:
-        (params, alpha), (source, limits, prefix) = shared, rows
+        (params, weights, alpha), (source, limits, prefix) = shared, rows
         model = nnx.merge(structure, params)
+        cross = model.cross_cache(model.encode(source))
+        # Translations are about as long as their sources; the few that are longer get more room.
+        short = min(length, source.ids.shape[1] + 8)
         return beam_search(
-            _step(model, source),
-            model.empty_cache(limits.shape[0], beam_size, length),
+            lambda ids, position, cache, context: model.decode_step(
+                ids, position, cache, *context, weights
+            ),
+            model.empty_cache(limits.shape[0], beam_size, short),
             beam_size=beam_size,
             max_lengths=limits,
             length=length,
@@ -472,9 +504,11 @@ def _translate_batch(
             results=results,
             prefix=prefix,
             never=(PAD,),  # a softmax has it, but no translation
+            context=(cross, source.segments),
+            cache_axis=3,
         )
 
-    return by_rows(search, mesh, (params, alpha), (source, limits, prefix))
+    return by_rows(search, mesh, (params, weights, alpha), (source, limits, prefix))
 
 
 @partial(jax.jit, static_argnames=("structure", "length", "mesh", "top_k", "samples"))
@@ -487,6 +521,7 @@ def _sample_batch(
     randomness: tuple[Array, Array, Array | None],
     numbers: Integer[Array, " B"],
     *,
+    weights: Any,
     structure: nnx.GraphDef,
     length: int,
     mesh: Mesh | None,
@@ -496,11 +531,11 @@ def _sample_batch(
     """Samples of each row, by its line's number; `randomness` is (seed, temperature, top_p)."""
 
     def draw(shared: Any, rows: Any) -> BeamResult:
-        params, alpha, (seed, temperature, top_p) = shared
+        params, weights, alpha, (seed, temperature, top_p) = shared
         source, limits, prefix, numbers = rows
         model = nnx.merge(structure, params)
         return sample(
-            _step(model, source),
+            _step(model, source, weights),
             model.empty_cache(limits.shape[0], samples, length),
             keys=line_keys(seed, numbers),
             samples=samples,
@@ -514,13 +549,15 @@ def _sample_batch(
             never=(PAD,),
         )
 
-    return by_rows(draw, mesh, (params, alpha, randomness), (source, limits, prefix, numbers))
+    return by_rows(
+        draw, mesh, (params, weights, alpha, randomness), (source, limits, prefix, numbers)
+    )
 
 
-def _step(model: Transformer | Ensemble, source: Tokens) -> Step:
+def _step(model: Transformer | Ensemble, source: Tokens, weights: Any) -> Step:
     """What the search asks for the next token's logits."""
     memory: Any = model.encode(source)
     cross: Any = model.cross_cache(memory)
     return lambda ids, position, cache: model.decode_step(
-        ids, position, cache, cross, source.segments
+        ids, position, cache, cross, source.segments, weights
     )

@@ -49,8 +49,12 @@ class FeedForward(nnx.Module):
         self, x: Float[Array, "B T D"], *, noise: Noise | None = None
     ) -> Float[Array, "B T D"]:
         """The same function at every position."""
-        hidden = ACTIVATIONS[self.config.activation](self.expand(x))
+        hidden = self.activate(self.expand(x))
         return self.contract(dropout(hidden, self.config.activation_dropout, noise))
+
+    def activate(self, x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+        """The non-linearity: max(0, x) in the paper."""
+        return ACTIVATIONS[self.config.activation](x)
 
 
 class Residual(nnx.Module):

@@ -15,8 +15,14 @@ from transformer_jax.model.attention import MultiHeadAttention
 from transformer_jax.model.embeddings import Embedding
 from transformer_jax.model.layers import FeedForward, Residual, layer_norm
 from transformer_jax.model.noise import Noise, at, dropout
-
-KeysValues = tuple[Array, Array]
+from transformer_jax.model.step import (
+    KeysValues,
+    LayerWeights,
+    StepWeights,
+    attend_to_self,
+    attend_to_source,
+    step_weights,
+)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -96,40 +102,27 @@ class DecoderLayer(nnx.Module):
         cache: KeysValues,
         cross: KeysValues,
         source_segments: Int[Array, "B S"],
+        weights: LayerWeights,
     ) -> tuple[Float[Array, "B W D"], KeysValues]:
         """One position of W hypotheses a sentence; `cache` gains the position's keys and values."""
-        batch, width, d_model = x.shape
+        dtype = x.dtype
 
         def self_attention(y: Float[Array, "B W D"]) -> Float[Array, "B W D"]:
             nonlocal cache
-            flat = y.reshape(batch * width, 1, d_model)
-            new = [
-                entry.reshape(batch, width, 1, *entry.shape[2:])
-                for entry in self.self_attention.project_keys(flat)
-            ]  # [B, W, 1, H, K or V]
-            cache = (
-                jax.lax.dynamic_update_slice_in_dim(cache[0], new[0], position, axis=2),
-                jax.lax.dynamic_update_slice_in_dim(cache[1], new[1], position, axis=2),
-            )
-            keys, values = (entry.reshape(batch * width, *entry.shape[2:]) for entry in cache)
-            seen = (jnp.arange(keys.shape[1]) <= position).astype(jnp.int32)
-            out = self.self_attention.attend(
-                flat,
-                keys,
-                values,
-                jnp.ones((batch * width, 1), jnp.int32),
-                jnp.broadcast_to(seen, keys.shape[:2]),
-            )
-            return out.reshape(batch, width, d_model)
+            out, cache = attend_to_self(self.self_attention, weights, y, position, cache)
+            return out.astype(dtype)
 
         def cross_attention(y: Float[Array, "B W D"]) -> Float[Array, "B W D"]:
-            # The hypotheses of a sentence share its keys: they stand where queries stand.
-            ones = jnp.ones((batch, width), jnp.int32)
-            return self.cross_attention.attend(y, *cross, ones, source_segments)
+            out = attend_to_source(self.cross_attention, weights, y, cross, source_segments)
+            return out.astype(dtype)
+
+        def feed_forward(y: Float[Array, "B W D"]) -> Float[Array, "B W D"]:
+            hidden = self.feed_forward.activate(weights.expand(y).astype(dtype))
+            return weights.contract(hidden).astype(dtype)
 
         x = self.self_attention_residual(x, self_attention, None)
         x = self.cross_attention_residual(x, cross_attention, None)
-        return self.feed_forward_residual(x, self.feed_forward, None), cache
+        return self.feed_forward_residual(x, feed_forward, None), cache
 
 
 def _apply(layer: EncoderLayer | DecoderLayer, remat: bool) -> Callable[..., Array]:
@@ -284,17 +277,28 @@ class Transformer(nnx.Module):
         return self.embedding.logits(hidden)
 
     def cross_cache(self, memory: Float[Array, "B S D"]) -> list[KeysValues]:
-        """Every decoder layer's keys and values of the encoder's output, made once a sentence."""
-        return [layer.cross_attention.project_keys(memory) for layer in self.decoder]
+        """Every decoder layer's keys and values of the encoder's output, made once a sentence.
+
+        Each [B, H, S, K or V].
+        """
+        both = [layer.cross_attention.project_keys(memory) for layer in self.decoder]
+        return [(keys.swapaxes(1, 2), values.swapaxes(1, 2)) for keys, values in both]
 
     def empty_cache(self, batch: int, width: int, length: int) -> list[KeysValues]:
-        """Room for `length` positions of `width` hypotheses a sentence, each [B, W, L, H, K or V]."""
+        """Room for `length` positions of `width` hypotheses a sentence, each [B, W, H, L, K or V]."""
         config, dtype = self.config, compute_dtype(self.config.dtype)
-        shape = (batch, width, length, config.num_heads)
+        shape = (batch, width, config.num_heads, length)
         return [
             (jnp.zeros((*shape, config.d_k), dtype), jnp.zeros((*shape, config.d_v), dtype))
             for _ in self.decoder
         ]
+
+    def step_weights(self, numbers: str | None = None) -> StepWeights:
+        """The weights that `decode_step` computes with, in "float32", "bfloat16" or "int8".
+
+        By default in the compute dtype. Made once, outside the search's loop.
+        """
+        return step_weights(self, numbers or compute_dtype(self.config.dtype).name)
 
     def decode_step(
         self,
@@ -303,6 +307,7 @@ class Transformer(nnx.Module):
         cache: list[KeysValues],
         cross: list[KeysValues],
         source_segments: Int[Array, "B S"],
+        weights: StepWeights | None = None,
     ) -> tuple[Float[Array, "B W VOCAB"], list[KeysValues]]:
         """Logits of the token at `position`, given the tokens before it.
 
@@ -312,19 +317,22 @@ class Transformer(nnx.Module):
           cache: keys and values of the earlier positions, from `empty_cache` or the last step.
           cross: from `cross_cache`.
           source_segments: 0 where the source is padding.
+          weights: from `step_weights`, by default its default.
         """
+        weights = weights or self.step_weights()
         x = self.embedding.embed(ids)
         x = jnp.where(position == 0, self.embedding.start(x.dtype), x)
-        longest = cache[0][0].shape[2]
+        longest = cache[0][0].shape[3]
         x = self._with_positions(x, jnp.broadcast_to(position, ids.shape), longest)
         new_cache = []
-        for layer, keys_values, cross_keys_values in zip(self.decoder, cache, cross, strict=True):
+        for layer, *entries in zip(self.decoder, cache, cross, weights.layers, strict=True):
+            keys_values, cross_keys_values, of_layer = entries
             x, keys_values = layer.step(
-                x, position, keys_values, cross_keys_values, source_segments
+                x, position, keys_values, cross_keys_values, source_segments, of_layer
             )
             new_cache.append(keys_values)
         x = x if self.decoder_norm is None else self.decoder_norm(x)
-        return self.logits(x), new_cache
+        return weights.vocabulary(x), new_cache
 
     def _with_positions(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], longest: int | None = None
