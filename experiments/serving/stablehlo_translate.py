@@ -58,14 +58,14 @@ class ExportedModel:
         about = self.about
         limits = lengths + about["extra_length"]
         cross = self.encode(self.weights, source, lengths)
-        shape = (len(source), 1, int(limits.max()), about["num_heads"])
+        shape = (len(source), 1, about["num_heads"], int(limits.max()))
         cache = [
             tuple(jnp.zeros((*shape, about[size]), about["dtype"]) for size in ("d_k", "d_v"))
             for _ in range(about["num_layers"])
         ]
         last, tokens = np.full((len(source), 1), about["pad"], np.int32), []
         done = np.zeros(len(source), bool)
-        for position in range(shape[2]):
+        for position in range(shape[3]):
             logits, cache = self.decode_step(
                 self.weights, last, np.int32(position), cache, cross, lengths
             )

@@ -52,13 +52,13 @@ def test_the_code_is_for_three_platforms_and_beams_of_any_width(exported):
     model = ExportedModel(exported)
     source, lengths = np.array([[5, 6, 1], [7, 1, 0]], np.int32), np.array([3, 2], np.int32)
     cross = model.encode(model.weights, source, lengths)
-    size = (about["num_heads"], about["d_k"])
     for width, room in ((1, 4), (3, 9)):
-        cache = [tuple(np.zeros((2, width, room, *size), np.float32) for _ in range(2))]
+        shape = (2, width, about["num_heads"], room, about["d_k"])
+        cache = [tuple(np.zeros(shape, np.float32) for _ in range(2))]
         ids = np.zeros((2, width), np.int32)
         logits, cache = model.decode_step(model.weights, ids, np.int32(0), cache, cross, lengths)
         assert logits.shape == (2, width, len(model.pieces))
-        assert cache[0][0].shape == (2, width, room, *size)
+        assert cache[0][0].shape == shape
 
 
 def test_the_example_needs_jax_numpy_and_sentencepiece_alone(exported):

@@ -265,7 +265,7 @@ def looked_at_by_hand(model, source, target):
 
 
 def test_a_token_is_aligned_to_what_the_last_two_layers_look_at_most(vocabulary):
-    model = tiny_model(vocabulary, 5, num_layers=3)
+    model = tiny_model(vocabulary, 9, num_layers=3)
     for layer in model.decoder:  # so that each looks at few places
         layer.cross_attention.query.kernel[...] *= 20.0
     translator = Translator(model, vocabulary, DECODE, 24)

@@ -9,7 +9,7 @@
     source.spm, target.spm, pieces.json    sentencepiece's models, and the piece of every id
 
 B, S, W and L, the cache's length, are free. `cross` and `cache` are lists of one (keys, values) a decoder
-layer, [B, S, H, K or V] and [B, W, L, H, K or V]; the first step's cache is zeros, and its ids are
+layer, [B, H, S, K or V] and [B, W, H, L, K or V]; the first step's cache is zeros, and its ids are
 meaningless. A reader needs JAX and NumPy: experiments/serving/stablehlo_translate.py.
 """
 
@@ -101,21 +101,23 @@ def compile_for(
         cross: list[KeysValues],
         lengths: Int[Array, " B"],
     ) -> tuple[Float[Array, "B W VOCAB"], list[KeysValues]]:
-        segments = _segments(cross[0][0].shape[1], lengths)
+        segments = _segments(cross[0][0].shape[2], lengths)
         return model_of(weights).decode_step(ids, position, cache, cross, segments)
 
     def of(*shape: Any, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    def keys_values(*lead: Any) -> list[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
-        heads, dtype = config.num_heads, jnp.dtype(config.dtype)
-        sizes = (config.d_k, config.d_v)
-        layer = tuple(of(*lead, heads, size, dtype=dtype) for size in sizes)
+    def keys_values(
+        *rows: Any, positions: Any
+    ) -> list[tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]:
+        lead, dtype = (*rows, config.num_heads, positions), jnp.dtype(config.dtype)
+        layer = tuple(of(*lead, size, dtype=dtype) for size in (config.d_k, config.d_v))
         return [layer] * config.num_layers  # type: ignore[list-item]
 
     shapes = {name: of(*array.shape, dtype=array.dtype) for name, array in weights.items()}
     ids, lengths = of(batch, source), of(batch)
-    cross, cache = keys_values(batch, source), keys_values(batch, width, length)
+    cross = keys_values(batch, positions=source)
+    cache = keys_values(batch, width, positions=length)
     # On a CPU's mesh the model uses no kernel of its own, which would be for one platform.
     mesh = Mesh(jax.devices("cpu")[:1], ("data",))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -63,9 +63,10 @@ class Ensemble(nnx.Module):
         cache: list[Any],
         cross: list[Any],
         source_segments: Int[Array, "B S"],
-        weights: list[StepWeights],
+        weights: list[StepWeights] | None = None,
     ) -> tuple[Float[Array, "B W VOCAB"], list[Any]]:
         """log of the mean probability of the token at `position`, given the tokens before it."""
+        weights = weights or self.step_weights()
         logits, caches = zip(
             *(
                 model.decode_step(ids, position, own, others, source_segments, of_model)

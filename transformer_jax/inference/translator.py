@@ -477,7 +477,7 @@ def _translate_batch(
     prefix: Int[Array, "B P"] | None,
     alpha: Float[Array, ""],
     *,
-    weights: StepWeights,
+    weights: Any,  # of the model, see step_weights
     structure: nnx.GraphDef,
     length: int,
     mesh: Mesh | None,

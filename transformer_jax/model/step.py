@@ -165,7 +165,9 @@ def attend_to_source(
     hidden = jnp.where(source_segments > 0, 0.0, -1e30)[:, None, None]  # [B, 1, 1, S]
 
     # Products with vectors again. An accelerator takes all W in one.
-    each = jax.default_backend() == "cpu"
+    each = jax.default_backend() == "cpu" and isinstance(
+        x.shape[1], int
+    )  # known when it is compiled
     scores = _by_hypothesis("bhk,bhsk->bhs", query, keys, each)  # [B, W, H, S]
     shares = jax.nn.softmax(scores + hidden, axis=-1).astype(values.dtype)
     out = _by_hypothesis("bhs,bhsv->bhv", shares, values, each)  # [B, W, H, V]
@@ -173,8 +175,8 @@ def attend_to_source(
 
 
 def _by_hypothesis(
-    product: str, x: Float[Array, "B W H *"], of_sentence: Float[Array, "B H S *"], each: bool
-) -> Float[Array, "B W H *"]:
+    product: str, x: Float[Array, "B W H _"], of_sentence: Float[Array, "B H S _"], each: bool
+) -> Float[Array, "B W H _"]:
     """The product, without W, for all W: one by one or together."""
 
     def multiply(x: Array) -> Array:
