@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from experiments import million_lines
 from transformer_jax.checkpoints import Checkpoints
 from transformer_jax.config import Config, default_config, resolve
 from transformer_jax.data.vocabulary import train_vocabulary
@@ -459,6 +458,8 @@ def _files(folder):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(workdir, tmp_path):
     """experiments/million_lines.py does the same with a million, and measures."""
+    from experiments import million_lines  # here: it defines flags, which are the whole process's
+
     source = tmp_path / "in"
     with source.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in million_lines.text(SOURCES[2:], 200_000))

@@ -469,7 +469,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, small_config,
 
         monkeypatch.setattr(checkpoints._manager, "save", full)
         with pytest.raises(
-            UserError, match=r"could not be saved .* no space left; it needs .* those before"
+            UserError, match=r"could not be saved .* no space left; it needs .*; none is before it"
         ):
             checkpoints.save(state)
 

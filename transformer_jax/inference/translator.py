@@ -225,7 +225,8 @@ class Translator:
             indices = [spoken[member] for member in members]
             hypotheses = self._hypotheses([sources[index] for index in indices], result, options)
             for index, of_line in zip(indices, hypotheses, strict=True):
-                found[index] = of_line
+                # Weights that are not finite find nothing: the line stays blank.
+                found[index] = of_line or found[index]
             after_batch(len(members))
         return found
 
