@@ -82,11 +82,13 @@ def describe(
     }
 
 
-def random_arrays(described: dict, seed: int, *, start: str = "zero") -> dict[str, np.ndarray]:
+def random_arrays(
+    described: dict, seed: int, *, start: str = "zero", eos: float = 1.0
+) -> dict[str, np.ndarray]:
     """Weights in which every array is random, norms and biases too.
 
-    Large enough that the best token stands out, and with a bias that ends sentences. `start`: what
-    <pad>'s embedding is, "zero" or random.
+    Large enough that the best token stands out. `start`: what <pad>'s embedding is, "zero" or
+    random. `eos`: added to the bias of </s>.
     """
     rng = np.random.default_rng(seed)
     size, d_model, d_ff = (described[name] for name in ("vocab_size", "d_model", "encoder_ffn_dim"))
@@ -100,7 +102,7 @@ def random_arrays(described: dict, seed: int, *, start: str = "zero") -> dict[st
         table[-1] = 0.0
     arrays["model.shared.weight"] = table
     bias = normal(1, size)
-    bias[0, 0] += 1.0  # some sentences end by themselves
+    bias[0, 0] += eos
     arrays["final_logits_bias"] = bias
     for stack in ("encoder", "decoder"):
         for layer in range(described["encoder_layers"]):
@@ -126,7 +128,9 @@ def random_arrays(described: dict, seed: int, *, start: str = "zero") -> dict[st
     return arrays
 
 
-def write_folder(folder: Path, seed: int = 0, *, start: str = "zero", **sizes) -> dict:
+def write_folder(
+    folder: Path, seed: int = 0, *, start: str = "zero", eos: float = 1.0, **sizes
+) -> dict:
     """A MarianMTModel's folder as Opus-MT has it; returns its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = write_vocabulary(folder)
@@ -135,6 +139,6 @@ def write_folder(folder: Path, seed: int = 0, *, start: str = "zero", **sizes) -
     (folder / "config.json").write_text(json.dumps(described), encoding="utf-8")
     tokenizer = {"source_lang": "eng", "target_lang": "deu", "tokenizer_class": "MarianTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    arrays = random_arrays(described, seed, start=start)
+    arrays = random_arrays(described, seed, start=start, eos=eos)
     safetensors.write(folder / "model.safetensors", arrays, {"format": "pt"})
     return described
