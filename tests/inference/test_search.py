@@ -269,18 +269,21 @@ def test_a_token_is_aligned_to_what_the_last_two_layers_look_at_most(vocabulary)
     for layer in model.decoder:  # so that each looks at few places
         layer.cross_attention.query.kernel[...] *= 20.0
     translator = Translator(model, vocabulary, DECODE, 24)
-    source, target = (vocabulary.encode([line])[0] for line in (LINES[2], LINES[4]))
-    [said] = force(
+    pairs = list(zip(*(vocabulary.encode(lines) for lines in (LINES, LINES[::-1])), strict=True))
+    said = force(
         translator.params,
-        [(source, target)],
+        pairs,
         structure=translator.structure,
-        batch_tokens=64,
+        batch_tokens=256,
         aligned=True,
     )
-    weights = looked_at_by_hand(model, *(Tokens.of([ids]) for ids in (source, target)))
-    expected = np.argmax(np.asarray(weights)[:, :-1], axis=-1)  # the source's EOS is no word
-    np.testing.assert_array_equal(said.looked_at, expected)
-    assert len(set(expected.tolist())) > 1, "all look at the same place; nothing is tested"
+    places = set()
+    for (source, target), entry in zip(pairs, said, strict=True):
+        weights = looked_at_by_hand(model, *(Tokens.of([ids]) for ids in (source, target)))
+        expected = np.argmax(np.asarray(weights)[:, :-1], axis=-1)  # the source's EOS is no word
+        np.testing.assert_array_equal(entry.looked_at, expected)
+        places |= set(expected.tolist())
+    assert len(places) > 1, "all look at the same place; nothing is tested"
 
 
 @pytest.mark.parametrize(
