@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The convert command, and training from what it wrote, as a user runs them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from tests.test_commands_inference import run, the_error
 from transformer_jax import checkpoints
 from transformer_jax.config import default_config, resolve
 from transformer_jax.errors import UserError
+from transformer_jax.replay import replay
 from transformer_jax.run import run_training
+from transformer_jax.training.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +108,15 @@ def test_a_folder_to_start_from_must_be_a_run(finetuning, tmp_path):
     finetuning.train.init_from = str(tmp_path)
     with pytest.raises(UserError, match="is no run folder"):
         run_training(resolve(finetuning), tmp_path / "tuned")
+
+
+def test_a_step_of_such_a_run_is_replayed_from_where_it_started(finetuning, tmp_path):
+    workdir = tmp_path / "tuned"
+    run_training(resolve(finetuning), workdir)
+    [entry] = [entry for entry in read_metrics(workdir) if "train/loss" in entry]
+    replayed = [replay(resolve(finetuning), workdir, step) for step in (1, 2)]
+    losses, tokens = (
+        [float(re.search(pattern, text)[1]) for text in replayed]
+        for pattern in (r"loss (\S+) a token", r"a token, (\d+) tokens")
+    )
+    assert np.average(losses, weights=tokens) == pytest.approx(entry["train/loss"], rel=1e-5)

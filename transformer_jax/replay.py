@@ -15,12 +15,11 @@ from transformer_jax.data import pipeline
 from transformer_jax.data.batch import Tokens
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
-from transformer_jax.run import check_same
+from transformer_jax.run import check_same, first_state, with_initial
 from transformer_jax.training.loop import put
 from transformer_jax.training.sharding import batch_ways, make_mesh
 from transformer_jax.training.step import (
     abstract_state,
-    initial_state,
     make_gradients,
     make_train_step,
 )
@@ -44,13 +43,14 @@ def replay(config: Config, workdir: Path, step: int) -> str:
             "--replay_step needs one process; leave out --distributed and --coordinator, on one host, "
             "with a config.mesh that fits it"
         )
+    config = with_initial(config)
     check_same(load_config(workdir), config, workdir)
     mesh = make_mesh(config.mesh)
     before = max((saved for saved in saved_steps(workdir) if saved < step), default=0)
     if before:
         state = load_state(workdir, before, abstract_state(config, mesh))
     else:
-        state = initial_state(config, mesh)
+        state = first_state(config, mesh)
     dataset = pipeline.prepare(config, workdir)
     multiple = batch_ways(mesh) * config.train.accumulate
     batches = pipeline.training_batches(dataset, config, start_step=before, rows_multiple=multiple)

@@ -176,7 +176,7 @@ def _train(
     with Checkpoints(workdir, every=every, keep=keep) as checkpoints, _signals() as caught:
         state = checkpoints.restore(training_step.abstract_state(config, mesh))
         if state is None:
-            state = _initial_state(config, mesh)
+            state = first_state(config, mesh)
         else:
             log.info("resuming after step %d", state.step)
         start = int(state.step)
@@ -212,7 +212,7 @@ def _train(
     return step
 
 
-def _initial_state(config: Config, mesh: jax.sharding.Mesh) -> training_step.TrainState:
+def first_state(config: Config, mesh: jax.sharding.Mesh) -> training_step.TrainState:
     """Random weights, or those of the newest checkpoint of config.train.init_from."""
     state = training_step.initial_state(config, mesh)
     if not config.train.init_from:
