@@ -171,13 +171,13 @@ def test_a_translation_is_one_line_whatever_the_vocabulary_says(translator, monk
 
 def test_the_length_limit_is_that_of_the_source(translator, vocabulary, monkeypatch):
     limits = []
-    original = translator_module._translate_batch
+    original = translator_module.translate_batch
 
     def spy(params, source, limit, *arguments, **options):
         limits.extend(limit.tolist())
         return original(params, source, limit, *arguments, **options)
 
-    monkeypatch.setattr(translator_module, "_translate_batch", spy)
+    monkeypatch.setattr(translator_module, "translate_batch", spy)
     translator.translate([LINES[0]])
     assert limits[0] == len(vocabulary.encode([LINES[0]])[0]) + DECODE.extra_length
     assert not any(limits[1:]), "rows without a sentence are searched"
@@ -187,9 +187,9 @@ def test_other_weights_need_no_compilation(translator, model, vocabulary):
     other = make_model(vocabulary, seed=1)
     params = nnx.to_pure_dict(nnx.state(other, nnx.Param))
     before = translator.translate(LINES)
-    compiled = translator_module._translate_batch._cache_size()
+    compiled = translator_module.translate_batch._cache_size()
     after = translator.with_params(params).translate(LINES)
-    assert translator_module._translate_batch._cache_size() == compiled
+    assert translator_module.translate_batch._cache_size() == compiled
     assert after == Translator(other, vocabulary, DECODE, 24).translate(LINES) != before
     assert translator.translate(LINES) == before, "with_params changed the translator itself"
 

@@ -55,6 +55,22 @@ def pad(sentences: list[list[int]], rows: int, length: int) -> Tokens:
     return Tokens(ids, segments, segments * _positions(rows, length))
 
 
+def pad_prefixes(starts: list[list[int]], rows: int) -> Int[np.ndarray, "B P"] | None:
+    """What the rows' translations begin with, then PAD; None if none of them is told."""
+    longest = max(map(len, starts))
+    if not longest:
+        return None
+    prefix = np.full((rows, multiple_of_8(longest)), PAD, np.int32)
+    for row, start in enumerate(starts):
+        prefix[row, : len(start)] = start
+    return prefix
+
+
+def multiple_of_8(number: int) -> int:
+    """The smallest that is not less; few lengths are few shapes to compile."""
+    return -(-number // 8) * 8
+
+
 def _positions(rows: int, length: int) -> Int[np.ndarray, "B S"]:
     return np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
 

@@ -8,7 +8,6 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from transformer_jax.config import DecodeConfig
-from transformer_jax.data.batch import EOS, PAD, Tokens
+from transformer_jax.data.batch import EOS
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
-from transformer_jax.inference.beam_search import BeamResult, Step, beam_search, length_penalty
-from transformer_jax.inference.devices import by_rows
+from transformer_jax.inference.batches import make_step_weights, sample_batch, translate_batch
+from transformer_jax.inference.beam_search import BeamResult, length_penalty
 from transformer_jax.inference.encoding import Counts, encode_lines, encode_pairs, encode_prefixes
 from transformer_jax.inference.ensemble import Ensemble
 from transformer_jax.inference.forced import align_words, force
 from transformer_jax.inference.hypotheses import Hypothesis, SearchOptions
-from transformer_jax.inference.padding import Group, group_by_length, pad
-from transformer_jax.inference.sampling import line_keys, sample
+from transformer_jax.inference.padding import (
+    Group,
+    group_by_length,
+    multiple_of_8,
+    pad,
+    pad_prefixes,
+)
 from transformer_jax.model.step import StepWeights
 from transformer_jax.model.transformer import Transformer
 
@@ -270,7 +274,7 @@ class Translator:
         self,
         sources: list[list[int]],
         starts: list[list[int]],
-        numbers: list[int],
+        line_numbers: list[int],
         options: SearchOptions,
         before_batch: Callable[[], None],
     ) -> Iterator[tuple[list[int], BeamResult]]:
@@ -279,7 +283,7 @@ class Translator:
         Args:
           sources: token ids.
           starts: what each translation begins with; [] for nothing.
-          numbers: each line's number in the whole text.
+          line_numbers: of each in the whole text.
           options: see `search`.
           before_batch: see `search`.
         """
@@ -293,7 +297,7 @@ class Translator:
             result = self._search(
                 [sources[member] for member in group.members],
                 [starts[member] for member in group.members],
-                [numbers[member] for member in group.members],
+                [line_numbers[member] for member in group.members],
                 group,
                 options,
             )
@@ -303,7 +307,7 @@ class Translator:
         self,
         sources: list[list[int]],
         starts: list[list[int]],
-        numbers: list[int],
+        line_numbers: list[int],
         group: Group,
         options: SearchOptions,
     ) -> BeamResult:
@@ -323,27 +327,27 @@ class Translator:
             self.params,
             pad(filled, group.rows, group.length),
             limits,
-            _prefix(starts, group.rows),
+            pad_prefixes(starts, group.rows),
             np.float32(self._alpha(options)),
         )
         shape = {
             "weights": self._step_weights(),
             "structure": self.structure,
-            "length": _multiple_of_8(most),
+            "length": multiple_of_8(most),
             "mesh": self.mesh,
         }
         if options.sampling is not None:
             sampling = options.sampling
-            result = _sample_batch(
+            result = sample_batch(
                 *arguments,
                 sampling.arrays(),
-                np.array(numbers + [0] * (group.rows - len(numbers)), np.uint32),
+                np.array(line_numbers + [0] * (group.rows - len(line_numbers)), np.uint32),
                 top_k=sampling.top_k,
                 samples=options.n_best,
                 **shape,
             )
         else:
-            result = _translate_batch(
+            result = translate_batch(
                 *arguments,
                 beam_size=self._beam_size(options),
                 results=options.n_best,
@@ -354,7 +358,7 @@ class Translator:
     def _step_weights(self) -> StepWeights | list[StepWeights]:
         """Those of `params`, made when they are needed first."""
         if self._made is None:
-            self._made = _make_step_weights(
+            self._made = make_step_weights(
                 self.params, structure=self.structure, numbers=self.numbers
             )
         return self._made
@@ -446,119 +450,3 @@ def _common_vocabulary(workdirs: Sequence[str | Path]) -> Vocabulary:
                 "vocabulary (config.data.vocab_path) make an ensemble"
             )
     return first
-
-
-@partial(jax.jit, static_argnames=("structure", "numbers"))
-def _make_step_weights(
-    params: Params, *, structure: nnx.GraphDef, numbers: str | None
-) -> StepWeights | list[StepWeights]:
-    return nnx.merge(structure, params).step_weights(numbers)
-
-
-def _prefix(starts: list[list[int]], rows: int) -> Int[np.ndarray, "B P"] | None:
-    """What the rows' translations begin with, then PAD; None if none of them is told."""
-    longest = max(map(len, starts))
-    if not longest:
-        return None
-    prefix = np.full((rows, _multiple_of_8(longest)), PAD, np.int32)
-    for row, start in enumerate(starts):
-        prefix[row, : len(start)] = start
-    return prefix
-
-
-def _multiple_of_8(number: int) -> int:
-    return -(-number // 8) * 8
-
-
-@partial(jax.jit, static_argnames=("structure", "length", "mesh", "beam_size", "results"))
-def _translate_batch(
-    params: Params,
-    source: Tokens,
-    limits: Int[Array, " B"],
-    prefix: Int[Array, "B P"] | None,
-    alpha: Float[Array, ""],
-    *,
-    weights: Any,  # of the model, see step_weights
-    structure: nnx.GraphDef,
-    length: int,
-    mesh: Mesh | None,
-    beam_size: int,
-    results: int,
-) -> BeamResult:
-    """The best hypotheses of each row; compiled once for every shape of a batch."""
-
-    def search(shared: Any, rows: Any) -> BeamResult:
-        (params, weights, alpha), (source, limits, prefix) = shared, rows
-        model = nnx.merge(structure, params)
-        cross = model.cross_cache(model.encode(source))
-        # Translations are about as long as their sources; the few that are longer get more room.
-        short = min(length, source.ids.shape[1] + 8)
-        return beam_search(
-            lambda ids, position, cache, context: model.decode_step(
-                ids, position, cache, *context, weights
-            ),
-            model.empty_cache(limits.shape[0], beam_size, short),
-            beam_size=beam_size,
-            max_lengths=limits,
-            length=length,
-            alpha=alpha,
-            results=results,
-            prefix=prefix,
-            never=(PAD,),  # a softmax has it, but no translation
-            context=(cross, source.segments),
-            cache_axis=3,
-        )
-
-    return by_rows(search, mesh, (params, weights, alpha), (source, limits, prefix))
-
-
-@partial(jax.jit, static_argnames=("structure", "length", "mesh", "top_k", "samples"))
-def _sample_batch(
-    params: Params,
-    source: Tokens,
-    limits: Int[Array, " B"],
-    prefix: Int[Array, "B P"] | None,
-    alpha: Float[Array, ""],
-    randomness: tuple[Array, Array, Array | None],
-    numbers: Integer[Array, " B"],
-    *,
-    weights: Any,
-    structure: nnx.GraphDef,
-    length: int,
-    mesh: Mesh | None,
-    top_k: int,
-    samples: int,
-) -> BeamResult:
-    """Samples of each row, by its line's number; `randomness` is (seed, temperature, top_p)."""
-
-    def draw(shared: Any, rows: Any) -> BeamResult:
-        params, weights, alpha, (seed, temperature, top_p) = shared
-        source, limits, prefix, numbers = rows
-        model = nnx.merge(structure, params)
-        return sample(
-            _step(model, source, weights),
-            model.empty_cache(limits.shape[0], samples, length),
-            keys=line_keys(seed, numbers),
-            samples=samples,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            max_lengths=limits,
-            length=length,
-            alpha=alpha,
-            prefix=prefix,
-            never=(PAD,),
-        )
-
-    return by_rows(
-        draw, mesh, (params, weights, alpha, randomness), (source, limits, prefix, numbers)
-    )
-
-
-def _step(model: Transformer | Ensemble, source: Tokens, weights: Any) -> Step:
-    """What the search asks for the next token's logits."""
-    memory: Any = model.encode(source)
-    cross: Any = model.cross_cache(memory)
-    return lambda ids, position, cache: model.decode_step(
-        ids, position, cache, cross, source.segments, weights
-    )
