@@ -25,6 +25,7 @@ from absl import flags
 from experiments.benchmarks.report import describe_machine, spread, summary
 from experiments.benchmarks.turns import Worker, take_turns
 from transformer_jax import errors
+from transformer_jax.files import write_whole
 
 _PATH = flags.DEFINE_string("path", None, "Parallel text, such as 'multi30k/{split}.{lang}'.")
 _SPLIT = flags.DEFINE_string("split", "test_2016_flickr", "Its English is translated.")
@@ -208,9 +209,7 @@ def save(path: Path, key: str, result: dict[str, Any]) -> None:
         (path, json.dumps(results, indent=1)),
         (path.with_suffix(".md"), "\n\n".join(["# Translation speed", *tables])),
     ):
-        temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(content + "\n", encoding="utf-8")
-        temporary.replace(file)
+        write_whole(file, f"{content}\n".encode())
 
 
 if __name__ == "__main__":

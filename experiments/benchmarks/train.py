@@ -24,6 +24,7 @@ from absl import flags
 from experiments.benchmarks.report import describe_machine, summary, table
 from experiments.benchmarks.turns import Worker, take_turns
 from transformer_jax import errors
+from transformer_jax.files import write_whole
 
 _PATH = flags.DEFINE_string("path", None, "Parallel text, such as 'multi30k/{split}.{lang}'.")
 _MODEL = flags.DEFINE_enum("model", "tiny", ["tiny", "base"], "The model's sizes.")
@@ -128,9 +129,7 @@ def save(path: Path, model: str, result: dict) -> None:
             "\n\n".join(["# Training speed, real tokens per second", *tables]),
         ),
     ):
-        temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(content + "\n", encoding="utf-8")
-        temporary.replace(file)
+        write_whole(file, f"{content}\n".encode())
 
 
 if __name__ == "__main__":

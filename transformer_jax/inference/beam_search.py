@@ -172,10 +172,10 @@ def _finish(
     """The sentences that are left, `few` at a time, each from the state's position to its end."""
 
     def longer(leaf: Array, axis: int) -> Array:
-        """Room for `length` positions, of padding or of zeros."""
+        """Room for `length` positions, of zeros, which PAD is, too."""
         more = [(0, 0)] * leaf.ndim
         more[axis] = (0, length - leaf.shape[axis])
-        return jnp.pad(leaf, more, constant_values=PAD if leaf.dtype == jnp.int32 else 0)
+        return jnp.pad(leaf, more)
 
     def some(left: tuple[Array, BeamResult]) -> tuple[Array, BeamResult]:
         alive, best = left

@@ -34,30 +34,6 @@ class MultiHeadAttention(nnx.Module):
         """The keys and values of all heads."""
         return self._split(self.key(memory)), self._split(self.value(memory))
 
-    def attend(
-        self,
-        x: Float[Array, "B T D"],
-        keys: Float[Array, "B S H K"],
-        values: Float[Array, "B S H V"],
-        query_segments: Int[Array, "B T"],
-        key_segments: Int[Array, "B S"],
-        *,
-        causal: bool = False,
-        noise: Noise | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Queries from x, over keys and values that are already projected."""
-        heads = on_mesh.attention(
-            self._split(self.query(x)),
-            keys,
-            values,
-            query_segments,
-            key_segments,
-            causal=causal,
-            rate=self.config.attention_dropout,
-            noise=noise,
-        )
-        return self.out(heads.reshape(*heads.shape[:2], -1))
-
     def weights(
         self,
         x: Float[Array, "B T D"],
@@ -84,10 +60,16 @@ class MultiHeadAttention(nnx.Module):
         noise: Noise | None = None,
     ) -> Float[Array, "B T D"]:
         """Attention from x over memory; self-attention when they are the same."""
-        keys, values = self.project_keys(memory)
-        return self.attend(
-            x, keys, values, query_segments, key_segments, causal=causal, noise=noise
+        heads = on_mesh.attention(
+            self._split(self.query(x)),
+            *self.project_keys(memory),
+            query_segments,
+            key_segments,
+            causal=causal,
+            rate=self.config.attention_dropout,
+            noise=noise,
         )
+        return self.out(heads.reshape(*heads.shape[:2], -1))
 
     def _split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
         return x.reshape(*x.shape[:2], self.config.num_heads, -1)
