@@ -125,6 +125,7 @@ def test_a_difference_would_show(one_device):
         assert_same((losses, dataclasses.replace(state, params=params)), one_device)
 
 
+@pytest.mark.slow  # tests/test_distributed.py goes on on other meshes, too
 def test_a_run_goes_on_on_other_devices(sentences, one_device, tmp_path):
     """Eight devices, then four, then one, then weights split in two: the losses of one device."""
     ways = mesh_of(data=8), mesh_of(data=4), mesh_of(), mesh_of(fsdp=2)
