@@ -512,6 +512,21 @@ def test_a_checkpoint_that_is_not_of_its_folder_is_refused(finished, tmp_path, w
     refused("6 has format None")
 
 
+def test_a_disk_that_fails_the_log_first_is_told_by_the_checkpoint(tmp_path, monkeypatch):
+    """On a full disk both fail, in any order; what a checkpoint needs is what a user must know."""
+
+    def full():
+        raise ValueError("RESOURCE_EXHAUSTED: no space left")
+
+    with (
+        pytest.raises(UserError, match=r"could not be saved .* no space left; it needs"),
+        Checkpoints(tmp_path, every=1, keep=1) as checkpoints,
+    ):
+        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
+        monkeypatch.setattr(checkpoints._manager, "close", lambda: None)
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+
 @pytest.fixture
 def small_filesystem(tmp_path):
     """A filesystem of 50 MB, where this user may mount one."""

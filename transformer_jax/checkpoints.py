@@ -60,8 +60,13 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None or jax.process_count() == 1:
-            self._manager.close()  # else it would wait for processes that wait for this one
+        if kind is not None and jax.process_count() > 1:
+            return  # it would wait for processes that wait for this one
+        try:
+            if isinstance(error, OSError):
+                self.wait()  # a disk that is full fails the save too, which says what it needs
+        finally:
+            self._manager.close()
 
     def save(self, state: TrainState) -> None:
         """Copy the state off the devices and write it in the background.

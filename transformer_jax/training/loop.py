@@ -147,9 +147,10 @@ class _Log:
     def __enter__(self) -> "_Log":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._thread.shutdown(wait=True)
-        self._raise_failed()
+        if kind is None:  # what ended the run already says more than what the log failed with
+            self._raise_failed()
 
     def add(self, batch: Batch, sums: LossSums) -> None:
         positions = batch.source.segments.size + batch.target.segments.size
