@@ -34,7 +34,11 @@ def test_every_config_is_valid_and_survives_its_json(name):
     assert json.loads(run.to_json())["model"]["vocab_size"] == run.data.vocab_size
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One of them in every run of the suite; what they differ in is sizes.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name != "big" else []) for name in NAMES],
+)
 def test_every_config_has_a_smoke_run(name, tmp_path):
     config = get_config(name, "tiny")
     config.data.source = "text"

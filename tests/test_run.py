@@ -321,9 +321,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
 
 
-@pytest.mark.parametrize(
-    "sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # tests/test_torture.py kills with both, too
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, sent):
     """kill -9 and SIGTERM in the middle, then the same command: the undisturbed run's weights."""
     config = tiny(write_corpus(tmp_path / "corpus"))
