@@ -13,12 +13,11 @@ from experiments.benchmarks.worker import Lap
 from transformer_jax import runtime
 from transformer_jax.config import resolve
 from transformer_jax.data.pipeline import prepare, training_batches
-from transformer_jax.training.loop import put
+from transformer_jax.training.loop import put, steps_ahead
 from transformer_jax.training.loss import LossSums
 from transformer_jax.training.sharding import batch_ways, make_mesh
 from transformer_jax.training.step import initial_state, make_train_step
 
-_STEPS_AHEAD = 2  # as training/loop.py
 _AN_EPOCH = 200  # batches, at least, of Multi30k
 
 
@@ -64,7 +63,7 @@ class Ours:
             seen = int(np.count_nonzero(source)) + real
             in_flight.append((seen, source.size + target.size, real, sums))
             begun += seen
-            if len(in_flight) > _STEPS_AHEAD:
+            if len(in_flight) > steps_ahead(self._mesh):
                 finish()
         while in_flight:
             finish()

@@ -33,12 +33,23 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Which version of the repository this is; "unknown" for a copy of the files alone."""
+    """Which version of the repository this is; "unknown" for a copy of the files alone.
+
+    "-dirty" behind it if anything but results has changed since.
+    """
     if shutil.which("git") is None:
         return "unknown"
-    git = ["git", "describe", "--always", "--dirty"]
-    answer = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return answer.stdout.strip() or "unknown"
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+        return answer.stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD")
+    if not commit:
+        return "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!../results")
+    return f"{commit}-dirty" if changed else commit
 
 
 def summary(laps: Laps) -> dict[str, Any]:

@@ -19,9 +19,6 @@ from transformer_jax.training.optimizer import learning_rate
 from transformer_jax.training.sharding import batch_sharding
 from transformer_jax.training.step import TrainState, make_train_step
 
-# Steps that the host may be ahead of the device: enough that the device never waits for the host,
-# few enough that the batches in flight do not fill the memory.
-_STEPS_AHEAD = 2
 _MOST_SKIPPED = 50  # steps in a row: from there on the weights are at fault, not the batches
 
 Evaluate = Callable[[TrainState], dict[str, float]]  # -> scalars by name
@@ -52,7 +49,7 @@ def train(
     timing = config.train
     train_step = make_train_step(config, mesh)
     start = int(state.step)
-    in_flight = _InFlight(config, start)
+    in_flight = _InFlight(config, start, steps_ahead(mesh))
     with Progress(start, timing.num_steps) as progress, _Log(config, writer, progress) as log:
         if evaluate_first:
             with log.paused():
@@ -80,6 +77,16 @@ def train(
     return state
 
 
+def steps_ahead(mesh: Mesh) -> int:
+    """How many steps the host may be ahead of the devices.
+
+    On accelerators enough that they never wait for the host. On a CPU every step that waits has its
+    temporary arrays already, 3.7 GB for base, and other ones than the step before it had: without
+    any a small model's step is 4 % faster.
+    """
+    return 0 if mesh.devices.flat[0].platform == "cpu" else 2
+
+
 def put(batch: Batch, mesh: Mesh) -> Batch:
     """The process's share of a batch, as its part of the global arrays on the devices."""
     sharding = batch_sharding(mesh)
@@ -91,14 +98,15 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
 class _InFlight:
     """The steps that the device has not finished; each is judged when it has."""
 
-    def __init__(self, config: Config, start: int):
-        self._config, self._finished, self._skipped = config, start, 0
+    def __init__(self, config: Config, start: int, ahead: int):
+        self._config, self._ahead = config, ahead
+        self._finished, self._skipped = start, 0
         self.saved = start  # the step of the last checkpoint, 0 if there is none
         self._sums: collections.deque[LossSums] = collections.deque()
 
     def add(self, sums: LossSums) -> None:
         self._sums.append(sums)
-        self.drain(_STEPS_AHEAD)
+        self.drain(self._ahead)
 
     def drain(self, leave: int = 0) -> None:
         """Wait until at most so many are left."""
