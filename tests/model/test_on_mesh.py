@@ -62,8 +62,7 @@ def test_every_mesh_computes_what_one_device_does(sizes, function):
     _, one = value_and_gradients(function, arrays, make_mesh((1, 1, 1)))
     text, many = value_and_gradients(function, arrays, make_mesh(sizes))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5), many, one)
-    split = "manual_computation" in text or "SPMDFullToShardShape" in text
-    assert split == (function is attention), "the end of a sublayer is XLA's to split"
+    assert "manual_computation" in text or "SPMDFullToShardShape" in text, "nothing was split"
     # The control: with other rows' dropout the result is another.
     other = Noise(NOISE.seed, NOISE.rows + 1)
     _, wrong = value_and_gradients(

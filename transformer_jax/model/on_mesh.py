@@ -77,21 +77,31 @@ def dropout_add_layer_norm(
     implementation: str | None = None,
 ) -> Float[Array, "B T D"]:
     """`attention_kernels.dropout_add_layer_norm`, with dropout where there is noise."""
-    seed, rows = _seed_and_rows(noise)
-    # Where devices hold the same rows, a `shard_map` would have their gradients, which are the same,
-    # added up; XLA knows that they are.
-    out = attention_kernels.dropout_add_layer_norm(
-        whole_vectors(x),
-        whole_vectors(residual),
-        scale,
-        bias,
-        rate=0.0 if noise is None else rate,
-        seed=seed,
-        row_ids=rows,
-        eps=eps,
-        implementation="xla" if _free_axes() else implementation,
-    )
-    return whole_vectors(out)
+    sizes = _free_axes()
+
+    def on_each_device(x, residual, scale, bias, seed, row_ids):
+        return attention_kernels.dropout_add_layer_norm(
+            x,
+            residual,
+            scale,
+            bias,
+            rate=0.0 if noise is None else rate,
+            seed=seed,
+            row_ids=row_ids,
+            eps=eps,
+            implementation="xla" if sizes else implementation,
+        )
+
+    arguments = x, residual, scale, bias, *_seed_and_rows(noise)
+    if not sizes:
+        return on_each_device(*arguments)
+    # Devices along `tensor` all do the same here: that is where Megatron-LM adds up what they have of x,
+    # and of its gradient. XLA, left to itself, would split positions, and gather weights and activations
+    # in turn; without its own implementation it would add up gradients that are the same everywhere.
+    rows, whole = PartitionSpec(_batch_axes(sizes)), PartitionSpec()
+    return jax.shard_map(
+        on_each_device, in_specs=(rows, rows, whole, whole, whole, rows), out_specs=rows
+    )(*arguments)
 
 
 def linear_cross_entropy(
@@ -127,25 +137,13 @@ def linear_cross_entropy(
         )
         return jax.lax.psum(sums, axes)
 
-    arguments = whole_vectors(hidden), embedding, bias, labels, weights
+    arguments = hidden, embedding, bias, labels, weights
     if not sizes:
         return on_each_device(*arguments)
     tokens = PartitionSpec(_batch_axes(sizes), HEADS_AXIS if splits else None)
     whole = PartitionSpec()
     specs = tokens, whole, whole, tokens, tokens
     return jax.shard_map(on_each_device, in_specs=specs, out_specs=whole)(*arguments)
-
-
-def whole_vectors(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """The same, with the sum of what devices along `tensor` have of it, here and for its gradient.
-
-    That is where Megatron-LM adds up: XLA, which sees how the weights around are split, would rather
-    split positions or features, and gather weights and activations in turn.
-    """
-    sizes = _free_axes()
-    if HEADS_AXIS not in sizes:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(_batch_axes(sizes)))
 
 
 def _free_axes() -> dict[str, int]:
