@@ -137,7 +137,7 @@ def make_search(
     def on_each_device(params, weights, source):
         model = nnx.merge(structure, params)
         rows = source.ids.shape[0]
-        cross = model.cross_cache(model.encode(source))
+        cross = model.read_source(source, weights)
 
         def step(ids, position, cache, context):
             return model.decode_step(ids, position, cache, *context, weights)

@@ -22,7 +22,7 @@ Params = Any  # the model's weights, nested by module and parameter name
 def make_step_weights(
     params: Params, *, structure: nnx.GraphDef, numbers: str | None
 ) -> StepWeights | list[StepWeights]:
-    """A model's weights for its decoder's steps, or each one's of an ensemble; see model/step.py."""
+    """A model's weights for a search, or each one's of an ensemble; see model/step.py."""
     return nnx.merge(structure, params).step_weights(numbers)
 
 
@@ -46,7 +46,7 @@ def translate_batch(
     def search(shared: Any, rows: Any) -> BeamResult:
         (params, weights, alpha), (source, limits, prefix) = shared, rows
         model = nnx.merge(structure, params)
-        cross = model.cross_cache(model.encode(source))
+        cross = model.read_source(source, weights)
         # Translations are about as long as their sources; the few that are longer get more room.
         short = min(length, source.ids.shape[1] + 8)
         return beam_search(
@@ -91,7 +91,7 @@ def sample_batch(
         params, weights, alpha, (seed, temperature, top_p) = shared
         source, limits, prefix, numbers = rows
         model = nnx.merge(structure, params)
-        cross = model.cross_cache(model.encode(source))
+        cross = model.read_source(source, weights)
         return sample(
             lambda ids, position, cache: model.decode_step(
                 ids, position, cache, cross, source.segments, weights

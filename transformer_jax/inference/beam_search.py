@@ -21,6 +21,7 @@ from transformer_jax.data.batch import EOS, PAD
 Step = Callable[..., tuple[Array, Any]]  # ids, position, cache[, context] -> logits, cache
 _Rows = tuple[Array, Array | None]  # of each sentence: its limit [B], its prefix [B, P]
 IMPOSSIBLE = -jnp.inf
+LARGEST_BLOCK = 10  # positions, see _move
 COLUMNS = 128  # see best_tokens; of 64 to 512, within 10 % of the best on a CPU
 
 
@@ -139,6 +140,7 @@ def beam_search(
             eos=eos,
             never=never,
             early_stop=early_stop,
+            cache_axis=None if context is None else cache_axis,
         )
         return lax.while_loop(
             lambda state: (_alive(state).sum() > left) & (state.position < until), one_step, state
@@ -206,38 +208,53 @@ def best_tokens(
     """The log-probabilities and ids of the most probable tokens, best first.
 
     lax.top_k over the vocabulary is slow on a CPU. The `count` largest entries of a matrix stand in
-    the `count` columns that have the largest maxima, and finding maxima is fast. The largest of them
-    is what the softmax needs, too.
+    the `count` columns that have the largest maxima, and finding maxima is fast.
     """
     vocabulary, lead = logits.shape[-1], logits.shape[:2]
     width = _columns(vocabulary)
     rows = vocabulary // width
+    total = _log_total(logits)[..., None]  # [B, W, 1]
     if rows < 2 or count > width:
         values, ids = lax.top_k(logits, min(count, vocabulary))
-        return values - jax.nn.logsumexp(logits, axis=-1, keepdims=True), ids
-    whole = rows * width
-    matrix = logits[..., :whole].reshape(*lead, rows, width)
-    maxima = matrix.max(axis=-2)  # [B, W, width]
-    _, columns = lax.top_k(maxima, count)  # [B, W, count]
+        return values - total, ids
+    matrix = _matrix(logits)
+    _, columns = lax.top_k(matrix.max(axis=-2), count)  # [B, W, count]
     columns = columns[..., None, :]  # [B, W, 1, count]
     values = jnp.take_along_axis(matrix, columns, axis=-1).reshape(*lead, -1)
     first = jnp.arange(rows)[None, None, :, None] * width  # of each row
     ids = (first + columns).reshape(*lead, -1)  # [B, W, rows * count]
-    peaks = maxima.max(axis=-1, keepdims=True)  # [B, W, 1]
+    whole = rows * width
     if whole < vocabulary:  # What fills no whole row is looked at, too.
         rest = jnp.broadcast_to(jnp.arange(whole, vocabulary), (*lead, vocabulary - whole))
         values = jnp.concatenate([values, logits[..., whole:]], axis=-1)
         ids = jnp.concatenate([ids, rest], axis=-1)
-        peaks = jnp.maximum(peaks, logits[..., whole:].max(axis=-1, keepdims=True))
-    total = jnp.log(jnp.exp(logits - peaks).sum(axis=-1, keepdims=True)) + peaks
     values, chosen = lax.top_k(values, count)  # [B, W, count]
     return values - total, jnp.take_along_axis(ids, chosen, axis=-1)
+
+
+def _log_total(logits: Float[Array, "B W VOCAB"]) -> Float[Array, "B W"]:
+    """log of the sum of exp(logits), from the maxima that `best_tokens` needs anyway.
+
+    Whoever needs it computes it, and XLA computes it once.
+    """
+    peaks = _matrix(logits).max(axis=-2).max(axis=-1)  # [B, W]
+    whole = logits.shape[-1] - logits.shape[-1] % _columns(logits.shape[-1])
+    if whole < logits.shape[-1]:
+        peaks = jnp.maximum(peaks, logits[..., whole:].max(axis=-1))
+    return jnp.log(jnp.exp(logits - peaks[..., None]).sum(axis=-1)) + peaks
+
+
+def _matrix(logits: Float[Array, "B W VOCAB"]) -> Float[Array, "B W rows columns"]:
+    """The vocabulary in rows; what fills no whole one is left out."""
+    width = _columns(logits.shape[-1])
+    whole = logits.shape[-1] - logits.shape[-1] % width
+    return logits[..., :whole].reshape(*logits.shape[:2], -1, width)
 
 
 def _columns(vocabulary: int) -> int:
     """About 128 columns; if possible so many that all rows are whole, and none is copied."""
     whole = [width for width in range(64, 257, 8) if vocabulary % width == 0]
-    return min(whole, key=lambda width: abs(width - COLUMNS), default=COLUMNS)
+    return min(min(whole, key=lambda width: abs(width - COLUMNS), default=COLUMNS), vocabulary)
 
 
 def _allowed_tokens(
@@ -262,6 +279,7 @@ def _advance(
     eos: int,
     never: tuple[int, ...],
     early_stop: bool,
+    cache_axis: int | None,
 ) -> SearchState:
     """One step of the search: every live hypothesis of every sentence gains a token.
 
@@ -284,7 +302,9 @@ def _advance(
     order = _places(jnp.take_along_axis(parents, chosen, axis=1))
     live_scores, chosen = (jnp.take_along_axis(x, order, axis=1) for x in (live_scores, chosen))
     parents, tokens = (jnp.take_along_axis(x, chosen, axis=1) for x in (parents, tokens))  # [B, W]
-    live_ids, cache = _move((state.live_ids, cache), parents, live_scores > IMPOSSIBLE)
+    live_ids, cache = _move(
+        state.live_ids, cache, parents, live_scores > IMPOSSIBLE, position, cache_axis
+    )
     live_ids = lax.dynamic_update_slice_in_dim(live_ids, tokens[..., None], position, axis=2)
     if early_stop:
         # Log-probabilities only fall, so a hypothesis can at most keep the one that it has; the
@@ -345,7 +365,7 @@ def _log_probs_of(
 ) -> Float[Array, "B W"]:
     """The log-probabilities of one token a sentence."""
     chosen = jnp.take_along_axis(logits, tokens[:, None, None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    return chosen - _log_total(logits)
 
 
 def _merge(
@@ -384,9 +404,10 @@ def _advance_greedily(
     eos: int,
     never: tuple[int, ...],
     early_stop: bool,
+    cache_axis: int | None,
 ) -> SearchState:
     """A step with W = 1: nothing competes, so nothing is sorted or moved, and EOS ends it."""
-    del max_lengths, early_stop  # a single hypothesis has nothing to wait for
+    del max_lengths, early_stop, cache_axis  # a single hypothesis has nothing to wait for
     position = state.position
     logits, cache = step(_last_ids(state), position, state.cache)  # [B, 1, VOCAB]
     log_probs, tokens = (entry[..., 0] for entry in _allowed_tokens(logits, 1, never))  # [B, 1]
@@ -430,33 +451,69 @@ def _places(parents: Int[Array, "B W"]) -> Int[Array, "B W"]:
     return jnp.argmax(heirs | settlers, axis=-1)
 
 
-def _move(tree: Any, parents: Int[Array, "B W"], alive: Bool[Array, "B W"]) -> Any:
-    """Arrays [B, W, ...]: hypothesis w, if it is alive, gets what hypothesis parents[w] had."""
-    if jax.default_backend() == "cpu":
-        return _copy(tree, parents, alive & (parents != jnp.arange(parents.shape[1])))
-    return jax.tree.map(partial(_gather, order=parents), tree)
+def _move(
+    live_ids: Int[Array, "B W L"],
+    cache: Any,
+    parents: Int[Array, "B W"],
+    alive: Bool[Array, "B W"],
+    position: Int[Array, ""],
+    cache_axis: int | None,
+) -> tuple[Int[Array, "B W L"], Any]:
+    """Hypothesis w, if it is alive, gets the tokens and the cache that hypothesis parents[w] had.
 
-
-def _copy(tree: Any, parents: Int[Array, "B W"], moving: Bool[Array, "B W"]) -> Any:
-    """Row after row, and only those that move: `_places` lets about a quarter do so.
-
-    None of them comes from a place that another one goes to.
+    What the cache has of a position is a function of the tokens before it. Where those are the same,
+    nothing has to be copied, if `cache_axis` tells where the positions are.
     """
-    width = parents.shape[1]
-    targets = jnp.argsort(~moving.reshape(-1))  # those that move come first
+    places = jnp.arange(parents.shape[1])
+    parents = jnp.where(alive, parents, places)
+    moved_ids = _gather(live_ids, parents)
+    if jax.default_backend() != "cpu":
+        return moved_ids, jax.tree.map(partial(_gather, order=parents), cache)
+    leaves = jax.tree.leaves(cache)
+    if not leaves:
+        return moved_ids, cache
+    if cache_axis is None:
+        return moved_ids, _copy(cache, parents, (parents != places)[..., None], None)
+    size = _block(leaves[0].shape[cache_axis])
+    last = jnp.arange(leaves[0].shape[cache_axis] // size) * size + size - 1  # of each block
+    # The first token that differs; what is remembered of the positions behind it differs.
+    length = live_ids.shape[2]
+    differs = jnp.where(moved_ids != live_ids, jnp.arange(length), length).min(axis=-1)  # [B, W]
+    moving = (differs[..., None] < last) & (last - size + 1 <= position)  # [B, W, blocks]
+    return moved_ids, _copy(cache, parents, moving, cache_axis)
 
-    def copy_row(number: Int[Array, ""], tree: Any) -> Any:
-        sentence, target = targets[number] // width, targets[number] % width
+
+def _block(length: int) -> int:
+    """How many positions are copied at a time: a divisor of `length`."""
+    return max(size for size in range(1, LARGEST_BLOCK + 1) if length % size == 0)
+
+
+def _copy(
+    cache: Any, parents: Int[Array, "B W"], moving: Bool[Array, "B W blocks"], axis: int | None
+) -> Any:
+    """Block after block of positions on `axis`, and only those that move; without axis, all of them.
+
+    Only a few hypotheses move, thanks to `_places`, and none from a place that another one goes to.
+    """
+    _, width, blocks = moving.shape
+    order = jnp.argsort(~moving.reshape(-1))  # those that move come first
+
+    def copy_block(number: Int[Array, ""], cache: Any) -> Any:
+        row, block = order[number] // blocks, order[number] % blocks
+        sentence, target = row // width, row % width
         source = parents[sentence, target]
 
         def copied(leaf: Array) -> Array:
-            rest = (0,) * (leaf.ndim - 2)
-            row = lax.dynamic_slice(leaf, (sentence, source, *rest), (1, 1, *leaf.shape[2:]))
-            return lax.dynamic_update_slice(leaf, row, (sentence, target, *rest))
+            sizes, starts = [1, 1, *leaf.shape[2:]], [jnp.int32(0)] * (leaf.ndim - 2)
+            if axis is not None:
+                sizes[axis] = leaf.shape[axis] // blocks
+                starts[axis - 2] = block * sizes[axis]
+            part = lax.dynamic_slice(leaf, (sentence, source, *starts), sizes)
+            return lax.dynamic_update_slice(leaf, part, (sentence, target, *starts))
 
-        return jax.tree.map(copied, tree)
+        return jax.tree.map(copied, cache)
 
-    return lax.fori_loop(0, moving.sum(), copy_row, tree)
+    return lax.fori_loop(0, moving.sum(), copy_block, cache)
 
 
 def _gather(leaf: Array, order: Int[Array, "B W"]) -> Array:

@@ -56,6 +56,11 @@ class Ensemble(nnx.Module):
         """Each model's weights for `decode_step`."""
         return [model.step_weights(numbers) for model in self.models]
 
+    def read_source(self, source: Tokens, weights: list[StepWeights]) -> list[Any]:
+        """Each model's keys and values of the source."""
+        pairs = zip(self.models, weights, strict=True)
+        return [model.read_source(source, of_model) for model, of_model in pairs]
+
     def decode_step(
         self,
         ids: Int[Array, "B W"],

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One position of the decoder for W hypotheses of every sentence, as a search asks for it.
+"""What a search computes: the source once, then one position of W hypotheses of every sentence.
 
-It computes what `Transformer.decode` does (figure 1, right), with the weights laid out for rows of a
-single position: the three projections of self-attention are one product, and products may be in
-bfloat16 or in 8-bit integers.
+It is what `Transformer.encode` and `Transformer.decode` compute (figure 1), with the weights laid out
+for it: projections of the same vectors are one product, and products may be in other numbers than
+float32.
 """
 
 import dataclasses
@@ -14,63 +14,94 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transformer_jax.model import on_mesh
+
 if TYPE_CHECKING:
     from transformer_jax.model.attention import MultiHeadAttention
-    from transformer_jax.model.transformer import DecoderLayer, Transformer
+    from transformer_jax.model.layers import FeedForward
+    from transformer_jax.model.transformer import DecoderLayer, EncoderLayer, Transformer
 
 KeysValues = tuple[Array, Array]
-NUMBERS = ("float32", "bfloat16", "int8")
+NUMBERS = ("float32", "int16", "bfloat16", "int8")
 _LARGEST = 127.0  # of 8 bits; -128 stays unused, so that the range is symmetric
+_PARTS = 254.0  # of one step, which the rest counts: from -127 to 127
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """Weights of a product x W + b."""
+    """Weights of a product x W + b.
 
-    kernel: Any  # [OUT, IN] if `by_row`, else [IN, OUT]; int8 stands for kernel * scale.
+    float32   as it is
+    bfloat16  both factors in bfloat16, the sums in float32
+    int8      a scale for every output and for every row of x; W is scale * W1, x is step * x1
+    int16     the same with what 8 bits leave: W is scale * (W1 + W2 / 254), x is step * (x1 + x2 / 254),
+              and the product is that of 8-bit integers, without x2 W2: an error of about 1e-4
+    """
+
+    kernel: Any  # [OUT, IN] if `by_row`, else [IN, OUT]; W1 if it is int8.
     bias: Any  # [OUT] or None.
-    scale: Any  # [OUT] float32 if the kernel is int8, else None.
+    rest: Any = None  # W2 if int16.
+    scale: Any = None  # [OUT] float32 if int8 or int16.
     by_row: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def of(cls, kernel: Array, bias: Array | None, numbers: str, *, by_row: bool = False):
-        """The same weights in other numbers; int8 has a scale for every output."""
-        if numbers != "int8":
-            return cls(kernel.astype(numbers), bias, None, by_row)
+        """The same weights in one of NUMBERS."""
+        if numbers not in ("int8", "int16"):
+            return cls(kernel.astype(numbers), bias, by_row=by_row)
         axis = 1 if by_row else 0
-        scale = jnp.maximum(jnp.abs(kernel).max(axis), 1e-30) / _LARGEST  # [OUT]
-        rounded = jnp.round(kernel / jnp.expand_dims(scale, axis)).astype(jnp.int8)
-        return cls(rounded, bias, scale, by_row)
+        scale, first, rest = _integers(kernel, axis)
+        return cls(first, bias, rest if numbers == "int16" else None, scale.squeeze(axis), by_row)
 
     def __call__(self, x: Float[Array, "B W IN"]) -> Float[Array, "B W OUT"]:
-        """x W + b in float32. For an int8 kernel each row of x is rounded to 255 steps, too."""
-        dimensions = (((2,), (1 if self.by_row else 0,)), ((), ()))
+        """x W + b in float32."""
         if self.scale is None:
-            out = jax.lax.dot_general(
-                x.astype(self.kernel.dtype),
-                self.kernel,
-                dimensions,
-                preferred_element_type=jnp.float32,
-            )
+            out = self._product(x.astype(self.kernel.dtype), self.kernel)
         else:
-            x = x.astype(jnp.float32)
-            step = jnp.maximum(jnp.abs(x).max(-1, keepdims=True), 1e-30) / _LARGEST  # [B, W, 1]
-            whole = jax.lax.dot_general(
-                jnp.round(x / step).astype(jnp.int8),
-                self.kernel,
-                dimensions,
-                preferred_element_type=jnp.int32,
-            )
-            out = whole.astype(jnp.float32) * step * self.scale
+            step, first, rest = _integers(x.astype(jnp.float32), -1)
+            if self.rest is None:
+                out = self._product(first, self.kernel)
+            else:
+                both = self._product(jnp.concatenate([first, rest]), self.kernel)  # [2 B, W, OUT]
+                low = both[x.shape[0] :] + self._product(first, self.rest)
+                out = both[: x.shape[0]] + low / _PARTS
+            out = out * step * self.scale
         return out if self.bias is None else out + self.bias
+
+    def _product(self, x: Array, kernel: Array) -> Array:
+        """In float32; of integers it is exact up to there."""
+        dimensions = (((2,), (1 if self.by_row else 0,)), ((), ()))
+        wide = jnp.int32 if kernel.dtype == jnp.int8 else jnp.float32
+        out = jax.lax.dot_general(x, kernel, dimensions, preferred_element_type=wide)
+        return out.astype(jnp.float32)
+
+
+def _integers(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """step, first, rest, so that x is about step * (first + rest / 254); both are int8."""
+    step = jnp.maximum(jnp.abs(x).max(axis, keepdims=True), 1e-30) / _LARGEST
+    first = jnp.round(x / step)
+    rest = jnp.round((x / step - first) * _PARTS)
+    return step, first.astype(jnp.int8), rest.astype(jnp.int8)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EncoderWeights:
+    """The matrices of an encoder layer."""
+
+    projections: Matrix  # queries, keys and values, side by side
+    out: Matrix
+    expand: Matrix
+    contract: Matrix
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerWeights:
-    """The matrices of a decoder layer that a step needs."""
+    """The matrices of a decoder layer."""
 
+    memory: Matrix  # keys and values of the encoder's output, side by side
     projections: Matrix  # queries, keys and values of self-attention, side by side
     self_out: Matrix
     cross_query: Matrix
@@ -82,41 +113,87 @@ class LayerWeights:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepWeights:
-    """All matrices of a step."""
+    """All matrices of a search."""
 
-    layers: Sequence[LayerWeights]
+    encoder: Sequence[EncoderWeights]
+    layers: Sequence[LayerWeights]  # of the decoder
     vocabulary: Matrix
 
 
 def step_weights(model: "Transformer", numbers: str) -> StepWeights:
-    """The decoder's matrices for `decode_step`, in "float32", "bfloat16" or "int8"."""
+    """The matrices for `read_source` and `decode_step`, in one of NUMBERS."""
 
-    def matrix(linear: Any) -> Matrix:
-        return Matrix.of(linear.kernel[...], linear.bias[...], numbers)
+    def matrix(*side_by_side: Any) -> Matrix:
+        kernel = jnp.concatenate([dense.kernel[...] for dense in side_by_side], axis=1)
+        bias = jnp.concatenate([dense.bias[...] for dense in side_by_side])
+        return Matrix.of(kernel, bias, numbers)
 
-    def layer(of: "DecoderLayer") -> LayerWeights:
-        attention = of.self_attention
-        three = attention.query, attention.key, attention.value
-        projections = Matrix.of(
-            jnp.concatenate([linear.kernel[...] for linear in three], axis=1),
-            jnp.concatenate([linear.bias[...] for linear in three]),  # type: ignore[index]
-            numbers,
-        )
-        return LayerWeights(
-            projections,
+    def of_encoder(layer: "EncoderLayer") -> EncoderWeights:
+        attention, feed_forward = layer.self_attention, layer.feed_forward
+        return EncoderWeights(
+            matrix(attention.query, attention.key, attention.value),
             matrix(attention.out),
-            matrix(of.cross_attention.query),
-            matrix(of.cross_attention.out),
-            matrix(of.feed_forward.expand),
-            matrix(of.feed_forward.contract),
+            matrix(feed_forward.expand),
+            matrix(feed_forward.contract),
+        )
+
+    def of_decoder(layer: "DecoderLayer") -> LayerWeights:
+        own, cross, feed_forward = layer.self_attention, layer.cross_attention, layer.feed_forward
+        return LayerWeights(
+            matrix(cross.key, cross.value),
+            matrix(own.query, own.key, own.value),
+            matrix(own.out),
+            matrix(cross.query),
+            matrix(cross.out),
+            matrix(feed_forward.expand),
+            matrix(feed_forward.contract),
         )
 
     embedding = model.embedding
     bias = None if embedding.bias is None else embedding.bias[...]
     return StepWeights(
-        [layer(of) for of in model.decoder],
+        [of_encoder(layer) for layer in model.encoder],
+        [of_decoder(layer) for layer in model.decoder],
         Matrix.of(embedding.table[...], bias, numbers, by_row=True),
     )
+
+
+def attend_in_source(
+    attention: "MultiHeadAttention",
+    weights: EncoderWeights,
+    x: Float[Array, "B S D"],
+    segments: Int[Array, "B S"],
+) -> Float[Array, "B S D"]:
+    """Self-attention of the encoder."""
+    heads, width = attention.config.num_heads, attention.config.num_heads * attention.config.d_k
+    query, key, value = (
+        part.reshape(*x.shape[:2], heads, -1).astype(x.dtype)
+        for part in jnp.split(weights.projections(x), [width, 2 * width], axis=-1)
+    )
+    out = on_mesh.attention(
+        query, key, value, segments, segments, causal=False, rate=0.0, noise=None
+    )
+    return weights.out(out.reshape(*x.shape[:2], -1))
+
+
+def feed_forward(
+    layer: "FeedForward", weights: EncoderWeights | LayerWeights, x: Float[Array, "B W D"]
+) -> Float[Array, "B W D"]:
+    """Section 3.3, equation 2."""
+    hidden = layer.activate(weights.expand(x).astype(x.dtype))
+    return weights.contract(hidden).astype(x.dtype)
+
+
+def keys_of_memory(
+    attention: "MultiHeadAttention", weights: LayerWeights, memory: Float[Array, "B S D"]
+) -> KeysValues:
+    """What a decoder layer looks at in the encoder's output: [B, H, S, K], [B, H, S, V]."""
+    heads = attention.config.num_heads
+    keys, values = (
+        part.reshape(*memory.shape[:2], heads, -1).astype(memory.dtype).swapaxes(1, 2)
+        for part in jnp.split(weights.memory(memory), [heads * attention.config.d_k], axis=-1)
+    )
+    return keys, values
 
 
 def attend_to_self(

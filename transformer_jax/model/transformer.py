@@ -2,6 +2,7 @@
 """The Transformer: section 3, figure 1."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,11 +17,15 @@ from transformer_jax.model.embeddings import Embedding
 from transformer_jax.model.layers import FeedForward, Residual, layer_norm
 from transformer_jax.model.noise import Noise, at, dropout
 from transformer_jax.model.step import (
+    EncoderWeights,
     KeysValues,
     LayerWeights,
     StepWeights,
+    attend_in_source,
     attend_to_self,
     attend_to_source,
+    feed_forward,
+    keys_of_memory,
     step_weights,
 )
 
@@ -53,6 +58,20 @@ class EncoderLayer(nnx.Module):
         )
         return self.feed_forward_residual(
             x, lambda y: self.feed_forward(y, noise=at(noise, 2)), at(noise, 3)
+        )
+
+    def read(
+        self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], weights: EncoderWeights
+    ) -> Float[Array, "B S D"]:
+        """The same for a search, with other numbers."""
+        dtype = x.dtype
+
+        def self_attention(y: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+            return attend_in_source(self.self_attention, weights, y, segments).astype(dtype)
+
+        x = self.self_attention_residual(x, self_attention, None)
+        return self.feed_forward_residual(
+            x, partial(feed_forward, self.feed_forward, weights), None
         )
 
 
@@ -116,13 +135,10 @@ class DecoderLayer(nnx.Module):
             out = attend_to_source(self.cross_attention, weights, y, cross, source_segments)
             return out.astype(dtype)
 
-        def feed_forward(y: Float[Array, "B W D"]) -> Float[Array, "B W D"]:
-            hidden = self.feed_forward.activate(weights.expand(y).astype(dtype))
-            return weights.contract(hidden).astype(dtype)
-
         x = self.self_attention_residual(x, self_attention, None)
         x = self.cross_attention_residual(x, cross_attention, None)
-        return self.feed_forward_residual(x, feed_forward, None), cache
+        x = self.feed_forward_residual(x, partial(feed_forward, self.feed_forward, weights), None)
+        return x, cache
 
 
 def _apply(layer: EncoderLayer | DecoderLayer, remat: bool) -> Callable[..., Array]:
@@ -284,6 +300,17 @@ class Transformer(nnx.Module):
         both = [layer.cross_attention.project_keys(memory) for layer in self.decoder]
         return [(keys.swapaxes(1, 2), values.swapaxes(1, 2)) for keys, values in both]
 
+    def read_source(self, source: Tokens, weights: StepWeights) -> list[KeysValues]:
+        """What `cross_cache` makes of `encode`'s output, computed with a search's weights."""
+        x = self._with_positions(self.embedding.embed(source.ids), source.positions)
+        for encoder_layer, of_encoder in zip(self.encoder, weights.encoder, strict=True):
+            x = encoder_layer.read(x, source.segments, of_encoder)
+        x = x if self.encoder_norm is None else self.encoder_norm(x)
+        return [
+            keys_of_memory(layer.cross_attention, of_decoder, x)
+            for layer, of_decoder in zip(self.decoder, weights.layers, strict=True)
+        ]
+
     def empty_cache(self, batch: int, width: int, length: int) -> list[KeysValues]:
         """Room for `length` positions of `width` hypotheses a sentence, each [B, W, H, L, K or V]."""
         config, dtype = self.config, compute_dtype(self.config.dtype)
@@ -294,9 +321,9 @@ class Transformer(nnx.Module):
         ]
 
     def step_weights(self, numbers: str | None = None) -> StepWeights:
-        """The weights that `decode_step` computes with, in "float32", "bfloat16" or "int8".
+        """The weights of a search, in one of NUMBERS (step.py), by default in the compute dtype.
 
-        By default in the compute dtype. Made once, outside the search's loop.
+        Made once, outside the search's loop.
         """
         return step_weights(self, numbers or compute_dtype(self.config.dtype).name)
 
