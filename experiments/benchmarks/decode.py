@@ -14,6 +14,7 @@ out. What the first call takes, with compilation, is told apart.
 import importlib.util
 import json
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,8 +41,15 @@ _SENTENCES = flags.DEFINE_integer(
 _VOCABULARY = flags.DEFINE_integer("vocabulary", 8_000, "Entries of the vocabulary.")
 _CONTESTANTS = flags.DEFINE_list(
     "contestants",
-    ["ours-float32", "ctranslate2-float32", "ctranslate2-int8", "huggingface-float32"],
-    "Who takes part: OURS-FORMAT, with the format of the numbers. Ratios are to the first.",
+    [
+        "ours-float32",
+        "ctranslate2-float32",
+        "ours-int16",
+        "ours-int8",
+        "ctranslate2-int8",
+        "huggingface-float32",
+    ],
+    "Who takes part, and in what numbers they multiply. Ratios are to the first.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output", "experiments/results/decode_cpu.json", "Where the figures go, by model and beam."
@@ -164,6 +172,7 @@ def table(key: str, result: dict[str, Any]) -> str:
     laps = result["laps"]
     first = next(iter(laps))
     machine, settings = result["machine"], result["settings"]
+    firsts = [lap["sentences_per_second"] for lap in laps[first]]
     rows = [
         f"## {key}",
         "",
@@ -174,13 +183,17 @@ def table(key: str, result: dict[str, Any]) -> str:
         + f", commit {machine['commit']}, {machine['date'][:10]}; batches of {settings['batch']}, "
         f"{settings['length']} tokens each; medians (min to max) of {len(laps[first])} rounds",
         "",
-        f"| | sentences/s | tokens/s | speed of {first} over its | first start, s | first batch, s "
-        "| second start, s | first batch, s | memory, GB | cores used |",
+        f"| | sentences/s | tokens/s | its speed over that of {first} | sentences per core second "
+        "| first start, s | first batch, s | second start, s | first batch, s | memory, GB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, of in laps.items():
         speed, tokens = result["sentences_per_second"][name], result["tokens_per_second"][name]
-        ratio = result[f"{first} over"].get(name)
+        theirs = [lap["sentences_per_second"] for lap in of]
+        ratio = spread([its / ours for its, ours in zip(theirs, firsts, strict=True)])
+        busy = statistics.median(
+            lap["sentences"] / (lap["seconds"] * lap["cores_used"]) for lap in of
+        )
         starts = [
             f"{start[key]:.1f}"
             for start in result["first_call"][name]
@@ -189,9 +202,8 @@ def table(key: str, result: dict[str, Any]) -> str:
         rows.append(
             f"| {name} | {speed['median']:,.1f} ({speed['min']:,.1f} to {speed['max']:,.1f}) "
             f"| {tokens['median']:,.0f} | "
-            + (f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else "")
-            + f" | {' | '.join(starts)} | {of[-1]['peak_memory_gb']:.1f} "
-            f"| {sum(lap['cores_used'] for lap in of) / len(of):.2f} |"
+            f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) | {busy:,.1f} "
+            f"| {' | '.join(starts)} | {of[-1]['peak_memory_gb']:.1f} |"
         )
     waiting = max(lap["cores_used_by_waiting"] for of in laps.values() for lap in of)
     others = max(lap["cores_used_by_others"] for of in laps.values() for lap in of)
