@@ -121,6 +121,18 @@ def test_translate_reads_and_writes_files_and_old_checkpoints(workdir, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "out.txt"}
 
 
+def test_translate_and_evaluate_in_eight_bits(workdir):
+    flags = f"--workdir={workdir}", "--checkpoint=7", "--precision=int8"
+    result = run("translate", *flags, stdin="".join(f"{line}\n" for line in SOURCES).encode())
+    assert result.returncode == 0, result.stderr.decode()
+    eight_bits = Translator.from_workdir(workdir, "7", precision="int8").translate(SOURCES)
+    assert result.stdout.decode().splitlines() == eight_bits
+    scored = run("evaluate", *flags)
+    assert scored.returncode == 0, scored.stderr.decode()
+    assert (workdir / "translations" / "test.7.txt").read_text().splitlines() == eight_bits
+    assert eight_bits != Translator.from_workdir(workdir, "7").translate(SOURCES)
+
+
 def test_translate_of_nothing_is_nothing(workdir):
     result = run("translate", f"--workdir={workdir}")
     assert (result.returncode, result.stdout) == (0, b"")
@@ -144,6 +156,7 @@ def test_broken_utf8_names_the_file_and_the_line(workdir, tmp_path):
         ("translate", ["--workdir={run}", "--output=/nowhere/x"], "no folder /nowhere"),
         ("translate", ["--workdir={run}", "--beam_size=0"], "beam_size"),
         ("translate", ["--workdir={run}", "--beam_size=many"], "many"),
+        ("translate", ["--workdir={run}", "--precision=int3"], "precision"),
         ("translate", ["--workdir={run}", "--bean_size=4"], "bean_size"),
         ("translate", ["--workdir={run}", "in.txt"], "unexpected argument 'in.txt'"),
         ("translate", [], "workdir"),

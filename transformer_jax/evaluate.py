@@ -50,6 +50,7 @@ def main(_: Sequence[str]) -> None:
         checkpoint=weights_flags.CHECKPOINT.value,
         beam_size=search_flags.BEAM_SIZE.value,
         alpha=search_flags.ALPHA.value,
+        precision=search_flags.PRECISION.value,
         tokenize=_TOKENIZE.value,
         lowercase=_LOWERCASE.value,
         progress=True,

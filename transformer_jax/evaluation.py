@@ -49,6 +49,7 @@ def evaluate(
     checkpoint: str = "latest",
     beam_size: int | None = None,
     alpha: float | None = None,
+    precision: str | None = None,
     tokenize: str = "13a",
     lowercase: bool = False,
     progress: bool = False,
@@ -56,14 +57,14 @@ def evaluate(
     """Translate and score; what the command prints.
 
     Several run folders or checkpoints are an ensemble, see `Translator.from_workdir`; its translations
-    go to the first folder.
+    go to the first folder. `precision` is that of the search; the perplexity is the model's own.
 
     Raises:
       UserError: no such run folder, checkpoint or tokenizer, or nothing to score.
     """
     start = time.perf_counter()
     check_tokenizer(tokenize)
-    translator = Translator.from_workdir(workdir, checkpoint)
+    translator = Translator.from_workdir(workdir, checkpoint, precision=precision)
     translations = translator.translate(
         text.sources, beam_size=beam_size, alpha=alpha, progress=progress
     )

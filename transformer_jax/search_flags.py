@@ -16,3 +16,10 @@ ALPHA = flags.DEFINE_float(
     "Exponent of the length penalty: larger values prefer longer translations; the paper uses "
     "0.6. By default the run's config.decode.alpha.",
 )
+PRECISION = flags.DEFINE_enum(
+    "precision",
+    None,
+    ["float32", "bfloat16", "int8"],
+    "What a search multiplies; int8 has 8 bits a weight and a scale for every output. By default "
+    "what the run's config.model.dtype means here: float32 on a CPU, else bfloat16.",
+)

@@ -115,7 +115,9 @@ def main(_: Sequence[str]) -> None:
         inputs = [stack.enter_context(Lines(file, patience=_patience(file))) for file in files]
         total = count_all(files)
         translator = Translator.from_workdir(
-            weights_flags.WORKDIR.value, weights_flags.CHECKPOINT.value
+            weights_flags.WORKDIR.value,
+            weights_flags.CHECKPOINT.value,
+            precision=search_flags.PRECISION.value,
         )
         if not _INPUT.value and sys.stdin.isatty():
             print("reading from the keyboard; Ctrl-D ends the text", file=sys.stderr)
@@ -138,6 +140,7 @@ def main(_: Sequence[str]) -> None:
             output=_OUTPUT.value,
             settings=lambda: {
                 "weights": translator.fingerprint(),
+                "precision": translator.precision,
                 "format": _FORMAT.value,
                 "decode": dataclasses.asdict(translator.decode),
                 **dataclasses.asdict(options),

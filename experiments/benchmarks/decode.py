@@ -49,7 +49,7 @@ _CONTESTANTS = flags.DEFINE_list(
         "ctranslate2-int8",
         "huggingface-float32",
     ],
-    "Who takes part, and in what numbers they multiply. Ratios are to the first.",
+    "Who takes part, and in what precision they multiply. Ratios are to the first.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output", "experiments/results/decode_cpu.json", "Where the figures go, by model and beam."

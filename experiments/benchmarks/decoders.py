@@ -41,13 +41,13 @@ class DecodeLap:
 
 def make(name: str, folder: Path, config: dict[str, Any]) -> Contestant:
     """The contestant of that name; only its own libraries are imported."""
-    kind, _, numbers = name.partition("-")
+    kind, _, precision = name.partition("-")
     batches = endless_batches(folder / "sources.npz", config["batch"])
     if kind == "ours":
-        return Ours(batches, config, numbers)
+        return Ours(batches, config, precision)
     if kind == "huggingface":
         return HuggingFace(batches, config, folder / "marian")
-    return CTranslate2(batches, config, folder / "ctranslate2", numbers)
+    return CTranslate2(batches, config, folder / "ctranslate2", precision)
 
 
 def endless_batches(path: Path, size: int) -> Iterator[list[list[int]]]:
@@ -81,7 +81,7 @@ def translate_all(
 class Ours:
     """The search of transformer_jax, and of its translator all but the text."""
 
-    def __init__(self, batches: Iterator[list[list[int]]], config: dict[str, Any], numbers: str):
+    def __init__(self, batches: Iterator[list[list[int]]], config: dict[str, Any], precision: str):
         """Random weights."""
         import jax
         from flax import nnx
@@ -105,7 +105,7 @@ class Ours:
             beam_size=config["beam"],
             length=config["length"],
             mesh=self._mesh,
-            numbers=numbers,
+            precision=precision,
         )
 
     def versions(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class Ours:
 
 
 def make_search(
-    structure: Any, params: Any, *, beam_size: int, length: int, mesh: Any, numbers: str
+    structure: Any, params: Any, *, beam_size: int, length: int, mesh: Any, precision: str
 ) -> Any:
     """A function of sources: the lengths of their best hypotheses, none of which ends early."""
     import jax
@@ -159,7 +159,7 @@ def make_search(
     search = jax.shard_map(
         on_each_device, mesh=mesh, in_specs=(whole, whole, rows), out_specs=rows, check_vma=False
     )
-    make_weights = jax.jit(lambda params: nnx.merge(structure, params).step_weights(numbers))
+    make_weights = jax.jit(lambda params: nnx.merge(structure, params).step_weights(precision))
     return functools.partial(jax.jit(search), params, make_weights(params))
 
 
@@ -208,16 +208,16 @@ class CTranslate2:
         batches: Iterator[list[list[int]]],
         config: dict[str, Any],
         folder: Path,
-        numbers: str,
+        precision: str,
     ):
-        """The converted model in `folder`, computed with in `numbers`."""
+        """The converted model in `folder`, computed with in `precision`."""
         import ctranslate2
 
         self._batches, self._config = batches, config
         self._translator = ctranslate2.Translator(
             str(folder),
             device="cpu",
-            compute_type=numbers,
+            compute_type=precision,
             inter_threads=1,
             intra_threads=os.cpu_count() or 1,
         )

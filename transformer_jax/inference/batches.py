@@ -18,12 +18,12 @@ from transformer_jax.model.step import StepWeights
 Params = Any  # the model's weights, nested by module and parameter name
 
 
-@partial(jax.jit, static_argnames=("structure", "numbers"))
+@partial(jax.jit, static_argnames=("structure", "precision"))
 def make_step_weights(
-    params: Params, *, structure: nnx.GraphDef, numbers: str | None
+    params: Params, *, structure: nnx.GraphDef, precision: str | None
 ) -> StepWeights | list[StepWeights]:
     """A model's weights for a search, or each one's of an ensemble; see model/step.py."""
-    return nnx.merge(structure, params).step_weights(numbers)
+    return nnx.merge(structure, params).step_weights(precision)
 
 
 @partial(jax.jit, static_argnames=("structure", "length", "mesh", "beam_size", "results"))

@@ -52,9 +52,9 @@ class Ensemble(nnx.Module):
         """Room for each model's keys and values, [B, W, H, L, ...]."""
         return [model.empty_cache(batch, width, length) for model in self.models]
 
-    def step_weights(self, numbers: str | None = None) -> list[StepWeights]:
+    def step_weights(self, precision: str | None = None) -> list[StepWeights]:
         """Each model's weights for `decode_step`."""
-        return [model.step_weights(numbers) for model in self.models]
+        return [model.step_weights(precision) for model in self.models]
 
     def read_source(self, source: Tokens, weights: list[StepWeights]) -> list[Any]:
         """Each model's keys and values of the source."""

@@ -57,7 +57,7 @@ class Translator:
         max_length: int,
         *,
         mesh: Mesh | None = None,
-        numbers: str | None = None,
+        precision: str | None = None,
     ):
         """A translator with the model's weights.
 
@@ -67,14 +67,14 @@ class Translator:
           decode: settings of the search; `translate` may be given others.
           max_length: longer sources, in tokens with EOS, are cut.
           mesh: the devices that share the sentences. None: the one that has the weights.
-          numbers: what a search multiplies: "float32", "int16" (nearly as good, and faster on CPUs
+          precision: what a search multiplies: "float32", "int16" (nearly as good, and faster on CPUs
             that multiply bytes by hardware), "bfloat16" or "int8"; by default what the model computes in.
         """
         self.structure, params = nnx.split(model, nnx.Param)
         self.params: Params = nnx.to_pure_dict(params)
         self.vocabulary, self.decode, self.mesh = vocabulary, decode, mesh
         self.max_length = max_length
-        self.numbers = numbers
+        self.precision = precision
         self._made: Any = None  # see _step_weights
         self.steps: tuple[int, ...] = ()  # after how many training steps, if from_workdir knows
         # A table of learned positions has no rows behind its last.
@@ -92,6 +92,7 @@ class Translator:
         checkpoint: str = "latest",
         *,
         mesh: Mesh | None = None,
+        precision: str | None = None,
     ) -> "Translator":
         """The translator of a run folder, or of an ensemble of several checkpoints.
 
@@ -101,6 +102,7 @@ class Translator:
             "latest,best,3000", make an ensemble, with those of every run folder.
           mesh: the devices that share the sentences, of all processes that make this call. None: all
             devices of this one.
+          precision: see `Translator`.
 
         Raises:
           UserError: no such run folder or checkpoint, or the vocabularies differ.
@@ -125,6 +127,7 @@ class Translator:
             configs[0].decode,
             min(config.data.max_length for config in configs),
             mesh=mesh,
+            precision=precision,
         )
         translator.steps = steps
         everywhere = jax.NamedSharding(mesh, PartitionSpec())
@@ -359,7 +362,7 @@ class Translator:
         """Those of `params`, made when they are needed first."""
         if self._made is None:
             self._made = make_step_weights(
-                self.params, structure=self.structure, numbers=self.numbers
+                self.params, structure=self.structure, precision=self.precision
             )
         return self._made
 

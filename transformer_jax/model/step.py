@@ -2,7 +2,7 @@
 """What a search computes: the source once, then one position of W hypotheses of every sentence.
 
 It is what `Transformer.encode` and `Transformer.decode` compute (figure 1), with the weights laid out
-for it: projections of the same vectors are one product, and products may be in other numbers than
+for it: projections of the same vectors are one product, and products may be in a lower precision than
 float32.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformer_jax.model.transformer import DecoderLayer, EncoderLayer, Transformer
 
 KeysValues = tuple[Array, Array]
-NUMBERS = ("float32", "int16", "bfloat16", "int8")
+PRECISIONS = ("float32", "int16", "bfloat16", "int8")
 _LARGEST = 127.0  # of 8 bits; -128 stays unused, so that the range is symmetric
 _PARTS = 254.0  # of one step, which the rest counts: from -127 to 127
 
@@ -46,13 +46,13 @@ class Matrix:
     by_row: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
-    def of(cls, kernel: Array, bias: Array | None, numbers: str, *, by_row: bool = False):
-        """The same weights in one of NUMBERS."""
-        if numbers not in ("int8", "int16"):
-            return cls(kernel.astype(numbers), bias, by_row=by_row)
+    def of(cls, kernel: Array, bias: Array | None, precision: str, *, by_row: bool = False):
+        """The same weights in one of PRECISIONS."""
+        if precision not in ("int8", "int16"):
+            return cls(kernel.astype(precision), bias, by_row=by_row)
         axis = 1 if by_row else 0
         scale, first, rest = _integers(kernel, axis)
-        return cls(first, bias, rest if numbers == "int16" else None, scale.squeeze(axis), by_row)
+        return cls(first, bias, rest if precision == "int16" else None, scale.squeeze(axis), by_row)
 
     def __call__(self, x: Float[Array, "B W IN"]) -> Float[Array, "B W OUT"]:
         """x W + b in float32."""
@@ -120,13 +120,13 @@ class StepWeights:
     vocabulary: Matrix
 
 
-def step_weights(model: "Transformer", numbers: str) -> StepWeights:
-    """The matrices for `read_source` and `decode_step`, in one of NUMBERS."""
+def step_weights(model: "Transformer", precision: str) -> StepWeights:
+    """The matrices for `read_source` and `decode_step`, in one of PRECISIONS."""
 
     def matrix(*side_by_side: Any) -> Matrix:
         kernel = jnp.concatenate([dense.kernel[...] for dense in side_by_side], axis=1)
         bias = jnp.concatenate([dense.bias[...] for dense in side_by_side])
-        return Matrix.of(kernel, bias, numbers)
+        return Matrix.of(kernel, bias, precision)
 
     def of_encoder(layer: "EncoderLayer") -> EncoderWeights:
         attention, feed_forward = layer.self_attention, layer.feed_forward
@@ -154,7 +154,7 @@ def step_weights(model: "Transformer", numbers: str) -> StepWeights:
     return StepWeights(
         [of_encoder(layer) for layer in model.encoder],
         [of_decoder(layer) for layer in model.decoder],
-        Matrix.of(embedding.table[...], bias, numbers, by_row=True),
+        Matrix.of(embedding.table[...], bias, precision, by_row=True),
     )
 
 

@@ -63,7 +63,7 @@ class EncoderLayer(nnx.Module):
     def read(
         self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], weights: EncoderWeights
     ) -> Float[Array, "B S D"]:
-        """The same for a search, with other numbers."""
+        """The same for a search, in its precision."""
         dtype = x.dtype
 
         def self_attention(y: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
@@ -320,12 +320,12 @@ class Transformer(nnx.Module):
             for _ in self.decoder
         ]
 
-    def step_weights(self, numbers: str | None = None) -> StepWeights:
-        """The weights of a search, in one of NUMBERS (step.py), by default in the compute dtype.
+    def step_weights(self, precision: str | None = None) -> StepWeights:
+        """The weights of a search, in one of PRECISIONS (step.py), by default in the compute dtype.
 
         Made once, outside the search's loop.
         """
-        return step_weights(self, numbers or compute_dtype(self.config.dtype).name)
+        return step_weights(self, precision or compute_dtype(self.config.dtype).name)
 
     def decode_step(
         self,
