@@ -87,8 +87,11 @@ def main(_: Sequence[str]) -> None:
     versions = {key: value for worker in workers for key, value in worker.versions.items()}
     command = shlex.join(["python", "-m", "experiments.benchmarks.train", *sys.argv[1:]])
     result = summary(laps) | {"command": command, "machine": machine, "versions": versions}
-    save(Path(_OUTPUT.value), _MODEL.value, result)
-    print(table(_MODEL.value, result))
+    key = _MODEL.value
+    if flags.FLAGS["contestants"].present:  # figures of their own, beside those of the usual ones
+        key += f", {' and '.join(_CONTESTANTS.value)}"
+    save(Path(_OUTPUT.value), key, result)
+    print(table(key, result))
 
 
 def prepare_data(model: str, path: str, folder: Path) -> Path:
@@ -116,12 +119,12 @@ def prepare_data(model: str, path: str, folder: Path) -> Path:
     return config
 
 
-def save(path: Path, model: str, result: dict) -> None:
-    """Put the model's figures beside those of other models, as JSON and, beside it, as Markdown."""
+def save(path: Path, key: str, result: dict) -> None:
+    """Put the figures beside those of other models, as JSON and, beside it, as Markdown."""
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results[model] = result
+    results[key] = result
     path.parent.mkdir(parents=True, exist_ok=True)
-    tables = [table(model, result) for model, result in results.items()]
+    tables = [table(key, result) for key, result in results.items()]
     for file, content in (
         (path, json.dumps(results, indent=2)),
         (
