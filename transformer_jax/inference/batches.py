@@ -13,7 +13,7 @@ from transformer_jax.data.batch import PAD, Tokens
 from transformer_jax.inference.beam_search import BeamResult, beam_search
 from transformer_jax.inference.devices import by_rows
 from transformer_jax.inference.sampling import line_keys, sample
-from transformer_jax.model.step import StepWeights
+from transformer_jax.model.decoding import StepWeights
 
 Params = Any  # the model's weights, nested by module and parameter name
 
@@ -22,7 +22,7 @@ Params = Any  # the model's weights, nested by module and parameter name
 def make_step_weights(
     params: Params, *, structure: nnx.GraphDef, precision: str | None
 ) -> StepWeights | list[StepWeights]:
-    """A model's weights for a search, or each one's of an ensemble; see model/step.py."""
+    """A model's weights for a search, or each one's of an ensemble; see model/decoding.py."""
     return nnx.merge(structure, params).step_weights(precision)
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.data.batch import Tokens
-from transformer_jax.model.step import StepWeights
+from transformer_jax.model.decoding import StepWeights
 from transformer_jax.model.transformer import Transformer
 
 

@@ -36,7 +36,7 @@ from transformer_jax.inference.padding import (
     pad,
     pad_prefixes,
 )
-from transformer_jax.model.step import StepWeights
+from transformer_jax.model.decoding import StepWeights
 from transformer_jax.model.transformer import Transformer
 
 Params = Any  # the model's weights, nested by module and parameter name

@@ -13,10 +13,7 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.config import ModelConfig
 from transformer_jax.data.batch import Batch, Tokens
 from transformer_jax.model.attention import MultiHeadAttention
-from transformer_jax.model.embeddings import Embedding
-from transformer_jax.model.layers import FeedForward, Residual, layer_norm
-from transformer_jax.model.noise import Noise, at, dropout
-from transformer_jax.model.step import (
+from transformer_jax.model.decoding import (
     EncoderWeights,
     KeysValues,
     LayerWeights,
@@ -28,6 +25,9 @@ from transformer_jax.model.step import (
     keys_of_memory,
     step_weights,
 )
+from transformer_jax.model.embeddings import Embedding
+from transformer_jax.model.layers import FeedForward, Residual, layer_norm
+from transformer_jax.model.noise import Noise, at, dropout
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -321,7 +321,7 @@ class Transformer(nnx.Module):
         ]
 
     def step_weights(self, precision: str | None = None) -> StepWeights:
-        """The weights of a search, in one of PRECISIONS (step.py), by default in the compute dtype.
+        """The weights of a search, in one of PRECISIONS (decoding.py), by default in the compute dtype.
 
         Made once, outside the search's loop.
         """
