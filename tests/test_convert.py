@@ -110,6 +110,7 @@ def test_a_folder_to_start_from_must_be_a_run(finetuning, tmp_path):
         run_training(resolve(finetuning), tmp_path / "tuned")
 
 
+@pytest.mark.slow  # tests/test_dry_run.py replays, too
 def test_a_step_of_such_a_run_is_replayed_from_where_it_started(finetuning, tmp_path):
     workdir = tmp_path / "tuned"
     run_training(resolve(finetuning), workdir)
