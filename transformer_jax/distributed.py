@@ -31,9 +31,8 @@ _START_SECONDS, _END_SECONDS = 300, 60
 # The exit code of a process that stops because another one died: "try again", EX_TEMPFAIL in sysexits.h.
 LOST = 75
 
-_LATER = (
-    2  # calls until a vote is counted: as many steps as the loop is at most ahead of the devices
-)
+# Calls until a vote is counted: as many steps as the loop is at most ahead of the devices.
+_LATER = 2
 _keys = itertools.count()
 
 
