@@ -21,6 +21,8 @@ import ml_collections
 
 from transformer_jax.errors import UserError
 
+PRECISIONS = ("float32", "int16", "bfloat16", "int8")  # that a search multiplies in
+
 
 class ConfigError(UserError):
     """A value that cannot work. The message is one line: the field, the value, what is allowed."""

@@ -3,6 +3,8 @@
 
 from absl import flags
 
+from transformer_jax.config import PRECISIONS
+
 BEAM_SIZE = flags.DEFINE_integer(
     "beam_size",
     None,
@@ -19,7 +21,7 @@ ALPHA = flags.DEFINE_float(
 PRECISION = flags.DEFINE_enum(
     "precision",
     None,
-    ["float32", "int16", "bfloat16", "int8"],
+    list(PRECISIONS),
     "What a search multiplies. int8: 8 bits a weight, and a scale for every output; int16: twice 8 "
     "bits, nearly as exact as float32. Both are faster on CPUs that multiply bytes by hardware (VNNI, "
     "AMX). By default what the run's config.model.dtype means here: float32 on a CPU, else bfloat16.",

@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks.report import describe_machine, spread, summary
+from experiments.benchmarks.report import describe_machine, save, spread, summary
 from experiments.benchmarks.turns import Worker, take_turns
 from transformer_jax import errors
-from transformer_jax.files import write_whole
 
 _PATH = flags.DEFINE_string("path", None, "Parallel text, such as 'multi30k/{split}.{lang}'.")
 _SPLIT = flags.DEFINE_string("split", "test_2016_flickr", "Its English is translated.")
@@ -70,7 +69,7 @@ def main(_: Sequence[str]) -> None:
         for beam in map(int, _BEAMS.value):
             result = compete(folder, sizes, beam, _SENTENCES.value or _TURN_SENTENCES[model])
             key = f"{model}, {f'beam {beam}' if beam > 1 else 'greedy'}"
-            save(Path(_OUTPUT.value), key, result)
+            save(Path(_OUTPUT.value), key, result, title="Translation speed", table=table)
             print(table(key, result), flush=True)
 
 
@@ -209,19 +208,6 @@ def table(key: str, result: dict[str, Any]) -> str:
     others = max(lap["cores_used_by_others"] for of in laps.values() for lap in of)
     noise = f"Waiting contestants used at most {waiting:.2f} cores, other programs {others:.2f}."
     return "\n".join([*rows, "", noise])
-
-
-def save(path: Path, key: str, result: dict[str, Any]) -> None:
-    """Put the figures beside those of other settings, as JSON and, beside it, as Markdown."""
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results[key] = result
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tables = [table(key, result) for key, result in results.items()]
-    for file, content in (
-        (path, json.dumps(results, indent=1)),
-        (path.with_suffix(".md"), "\n\n".join(["# Translation speed", *tables])),
-    ):
-        write_whole(file, f"{content}\n".encode())
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 """What a benchmark reports: the machine, medians with their ranges, ratios round by round."""
 
 import datetime
+import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from transformer_jax.files import write_whole
 
 _QUIET = 0.1  # cores that other programs may use
 
@@ -65,6 +69,24 @@ def summary(laps: Laps) -> dict[str, Any]:
         f"{first} over": {name: spread(values) for name, values in ratios.items()},
         "laps": laps,
     }
+
+
+def save(
+    path: Path,
+    key: str,
+    result: dict[str, Any],
+    *,
+    title: str,
+    table: Callable[[str, dict[str, Any]], str],
+) -> None:
+    """Put the figures beside those of other keys, as JSON and, beside it, their tables as Markdown."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results[key] = result
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables = [table(key, result) for key, result in results.items()]
+    write_whole(path, f"{json.dumps(results, indent=1)}\n".encode())
+    markdown = "\n\n".join([f"# {title}", *tables])
+    write_whole(path.with_suffix(".md"), f"{markdown}\n".encode())
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -12,7 +12,6 @@ same tokenised sentence pairs, each in batches of its own making of the same tok
 
 import dataclasses
 import importlib.util
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,10 +20,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks.report import describe_machine, summary, table
+from experiments.benchmarks.report import describe_machine, save, summary, table
 from experiments.benchmarks.turns import Worker, take_turns
 from transformer_jax import errors
-from transformer_jax.files import write_whole
 
 _PATH = flags.DEFINE_string("path", None, "Parallel text, such as 'multi30k/{split}.{lang}'.")
 _MODEL = flags.DEFINE_enum("model", "tiny", ["tiny", "base"], "The model's sizes.")
@@ -90,7 +88,13 @@ def main(_: Sequence[str]) -> None:
     key = _MODEL.value
     if flags.FLAGS["contestants"].present:  # figures of their own, beside those of the usual ones
         key += f", {' and '.join(_CONTESTANTS.value)}"
-    save(Path(_OUTPUT.value), key, result)
+    save(
+        Path(_OUTPUT.value),
+        key,
+        result,
+        title="Training speed, real tokens per second",
+        table=table,
+    )
     print(table(key, result))
 
 
@@ -117,22 +121,6 @@ def prepare_data(model: str, path: str, folder: Path) -> Path:
     config = folder / f"{model}.json"
     config.write_text(run.to_json(), encoding="utf-8")
     return config
-
-
-def save(path: Path, key: str, result: dict) -> None:
-    """Put the figures beside those of other models, as JSON and, beside it, as Markdown."""
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results[key] = result
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tables = [table(key, result) for key, result in results.items()]
-    for file, content in (
-        (path, json.dumps(results, indent=2)),
-        (
-            path.with_suffix(".md"),
-            "\n\n".join(["# Training speed, real tokens per second", *tables]),
-        ),
-    ):
-        write_whole(file, f"{content}\n".encode())
 
 
 if __name__ == "__main__":

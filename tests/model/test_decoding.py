@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.config import ModelConfig
+from transformer_jax.config import PRECISIONS, ModelConfig
 from transformer_jax.data.batch import Tokens
-from transformer_jax.model.decoding import PRECISIONS, Matrix
+from transformer_jax.model.decoding import Matrix
 from transformer_jax.model.transformer import Transformer
 
 # The largest error of a product over the lengths of its two vectors.

@@ -21,7 +21,7 @@ from transformer_jax.data.batch import EOS, PAD
 Step = Callable[..., tuple[Array, Any]]  # ids, position, cache[, context] -> logits, cache
 _Rows = tuple[Array, Array | None]  # of each sentence: its limit [B], its prefix [B, P]
 IMPOSSIBLE = -jnp.inf
-LARGEST_BLOCK = 10  # positions, see _move
+_LARGEST_BLOCK = 10  # positions that _copy moves at a time, at most
 COLUMNS = 128  # see best_tokens; of 64 to 512, within 10 % of the best on a CPU
 
 
@@ -485,7 +485,7 @@ def _move(
 
 def _block(length: int) -> int:
     """How many positions are copied at a time: a divisor of `length`."""
-    return max(size for size in range(1, LARGEST_BLOCK + 1) if length % size == 0)
+    return max(size for size in range(1, _LARGEST_BLOCK + 1) if length % size == 0)
 
 
 def _copy(

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformer_jax.model.transformer import DecoderLayer, EncoderLayer, Transformer
 
 KeysValues = tuple[Array, Array]
-PRECISIONS = ("float32", "int16", "bfloat16", "int8")
 _LARGEST = 127.0  # of 8 bits; -128 stays unused, so that the range is symmetric
 _PARTS = 254.0  # of one step, which the rest counts: from -127 to 127
 
@@ -47,7 +46,7 @@ class Matrix:
 
     @classmethod
     def of(cls, kernel: Array, bias: Array | None, precision: str, *, by_row: bool = False):
-        """The same weights in one of PRECISIONS."""
+        """The same weights in one of config.PRECISIONS."""
         if precision not in ("int8", "int16"):
             return cls(kernel.astype(precision), bias, by_row=by_row)
         axis = 1 if by_row else 0
@@ -121,7 +120,7 @@ class StepWeights:
 
 
 def step_weights(model: "Transformer", precision: str) -> StepWeights:
-    """The matrices for `read_source` and `decode_step`, in one of PRECISIONS."""
+    """The matrices for `read_source` and `decode_step`, in one of config.PRECISIONS."""
 
     def matrix(*side_by_side: Any) -> Matrix:
         kernel = jnp.concatenate([dense.kernel[...] for dense in side_by_side], axis=1)

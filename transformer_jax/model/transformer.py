@@ -321,7 +321,7 @@ class Transformer(nnx.Module):
         ]
 
     def step_weights(self, precision: str | None = None) -> StepWeights:
-        """The weights of a search, in one of PRECISIONS (decoding.py), by default in the compute dtype.
+        """The weights of a search, in one of config.PRECISIONS, by default in the compute dtype.
 
         Made once, outside the search's loop.
         """
