@@ -44,6 +44,10 @@ class Ensemble(nnx.Module):
         pairs = zip(self.models, hidden, strict=True)
         return log_mean([model.logits(entry) for model, entry in pairs])
 
+    def cross_cache(self, memory: list[Any]) -> list[Any]:
+        """Each model's keys and values of its encoder's output."""
+        return [model.cross_cache(entry) for model, entry in zip(self.models, memory, strict=True)]
+
     def empty_cache(self, batch: int, width: int, length: int) -> list[Any]:
         """Room for each model's keys and values, [B, W, H, L, ...]."""
         return [model.empty_cache(batch, width, length) for model in self.models]
