@@ -35,7 +35,10 @@ _BATCH = flags.DEFINE_integer("batch", 64, "Sentences of a batch.", lower_bound=
 _LENGTH = flags.DEFINE_integer("length", 20, "Tokens of every translation.", lower_bound=2)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds that count.", lower_bound=1)
 _SENTENCES = flags.DEFINE_integer(
-    "sentences", None, "Of a turn; by default 1,000 (tiny) or 256 (base).", lower_bound=1
+    "sentences",
+    1_000,
+    "Of a turn: all lengths, so that the first meets every shape.",
+    lower_bound=1,
 )
 _VOCABULARY = flags.DEFINE_integer("vocabulary", 8_000, "Entries of the vocabulary.")
 _CONTESTANTS = flags.DEFINE_list(
@@ -57,7 +60,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark-decode", "Models and l
 flags.mark_flag_as_required("path")
 
 _KINDS = ("ours", "huggingface", "ctranslate2")
-_TURN_SENTENCES = {"tiny": 1_000, "base": 256}
+_SIZES = ("tiny", "base")
 
 
 def main(_: Sequence[str]) -> None:
@@ -67,7 +70,7 @@ def main(_: Sequence[str]) -> None:
         folder = Path(_WORKDIR.value).absolute() / model
         sizes = prepare(model, folder)
         for beam in map(int, _BEAMS.value):
-            result = compete(folder, sizes, beam, _SENTENCES.value or _TURN_SENTENCES[model])
+            result = compete(folder, sizes, beam, _SENTENCES.value)
             key = f"{model}, {f'beam {beam}' if beam > 1 else 'greedy'}"
             save(Path(_OUTPUT.value), key, result, title="Translation speed", table=table)
             print(table(key, result), flush=True)
@@ -80,7 +83,7 @@ def check_flags() -> None:
         raise errors.UserError(
             f"--contestants: {unknown[0]!r} is not one of {', '.join(sorted(_KINDS))}"
         )
-    if unknown := sorted(set(_MODELS.value) - set(_TURN_SENTENCES)):
+    if unknown := sorted(set(_MODELS.value) - set(_SIZES)):
         raise errors.UserError(f"--models: {unknown[0]!r} is not tiny or base")
     for module in ("torch", "transformers", "ctranslate2"):
         if importlib.util.find_spec(module) is None:
