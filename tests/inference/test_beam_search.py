@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 
 from transformer_jax.data.batch import EOS, PAD
 from transformer_jax.inference.beam_search import (
-    _places,
     beam_search,
-    best_tokens,
     length_penalty,
 )
 
@@ -226,17 +224,6 @@ def test_sentences_that_leave_the_batch_change_nothing(seed, width, short):
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
-def test_few_hypotheses_move_and_none_from_where_another_goes():
-    """All ways that four hypotheses can descend from four."""
-    parents = np.array(list(itertools.product(range(4), repeat=4)))
-    order = np.asarray(_places(jnp.asarray(parents)))
-    assert (np.sort(order, axis=1) == np.arange(4)).all(), "a hypothesis is lost"
-    moved = np.take_along_axis(parents, order, axis=1)
-    for before, after in zip(parents, moved, strict=True):
-        stay = {place for place, parent in enumerate(after) if parent == place}
-        assert stay == set(before), "one that something continues had to give way"
-
-
 def test_the_best_alone_is_the_first_of_all():
     language = Language.random(0, 5, 4, 5)
     alone = search(language, [5] * 5, width=3, alpha=0.6, results=1)
@@ -334,22 +321,6 @@ def test_the_length_penalty_is_equation_14_of_wu_et_al():
     np.testing.assert_allclose(
         length_penalty(jnp.array([13, 31]), 0.5), [3**0.5, 6**0.5], rtol=1e-6
     )
-
-
-@pytest.mark.parametrize("vocabulary", [5, 251, 255, 256, 300, 1000, 1031])
-@pytest.mark.parametrize("count", [1, 4, 8])
-def test_best_tokens_are_those_of_a_sort(vocabulary, count):
-    """Rows of COLUMNS words or not, words in the last incomplete row, all best in one column."""
-    generator = np.random.default_rng(vocabulary)
-    logits = generator.permutation(3 * 2 * vocabulary).reshape(3, 2, vocabulary) * 0.01
-    logits[0, 0, ::128] += 100.0
-    logits[0, 1, -5:] += 100.0
-    log_probs, ids = best_tokens(jnp.asarray(logits, jnp.float32), count)
-    expected = np.argsort(-logits, axis=-1)[..., :count]
-    np.testing.assert_array_equal(ids, expected)
-    all_log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-    wanted = np.take_along_axis(all_log_probs, expected, axis=-1)
-    np.testing.assert_allclose(log_probs, wanted, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

@@ -17,12 +17,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer_jax.data.batch import EOS, PAD
+from transformer_jax.inference.best_tokens import IMPOSSIBLE, allowed_tokens, log_probs_of
+from transformer_jax.inference.moves import assign_places, gather, move
 
 Step = Callable[..., tuple[Array, Any]]  # ids, position, cache[, context] -> logits, cache
 _Rows = tuple[Array, Array | None]  # of each sentence: its limit [B], its prefix [B, P]
-IMPOSSIBLE = -jnp.inf
-_LARGEST_BLOCK = 10  # positions that _copy moves at a time, at most
-COLUMNS = 128  # see best_tokens; of 64 to 512, within 10 % of the best on a CPU
 
 
 @jax.tree_util.register_dataclass
@@ -202,73 +201,6 @@ def _finish(
     return lax.while_loop(lambda left: jnp.any(left[0]), some, (_alive(state), best))[1]
 
 
-def best_tokens(
-    logits: Float[Array, "B W VOCAB"], count: int
-) -> tuple[Float[Array, "B W count"], Int[Array, "B W count"]]:
-    """The log-probabilities and ids of the most probable tokens, best first.
-
-    lax.top_k over the vocabulary is slow on a CPU. The `count` largest entries of a matrix stand in
-    the `count` columns that have the largest maxima, and finding maxima is fast.
-    """
-    vocabulary, lead = logits.shape[-1], logits.shape[:2]
-    width = _columns(vocabulary)
-    rows = vocabulary // width
-    total = _log_total(logits)[..., None]  # [B, W, 1]
-    if rows < 2 or count > width:
-        values, ids = lax.top_k(logits, min(count, vocabulary))
-        return values - total, ids
-    matrix = _matrix(logits)
-    _, columns = lax.top_k(matrix.max(axis=-2), count)  # [B, W, count]
-    columns = columns[..., None, :]  # [B, W, 1, count]
-    values = jnp.take_along_axis(matrix, columns, axis=-1).reshape(*lead, -1)
-    first = jnp.arange(rows)[None, None, :, None] * width  # of each row
-    ids = (first + columns).reshape(*lead, -1)  # [B, W, rows * count]
-    whole = rows * width
-    if whole < vocabulary:  # What fills no whole row is looked at, too.
-        rest = jnp.broadcast_to(jnp.arange(whole, vocabulary), (*lead, vocabulary - whole))
-        values = jnp.concatenate([values, logits[..., whole:]], axis=-1)
-        ids = jnp.concatenate([ids, rest], axis=-1)
-    values, chosen = lax.top_k(values, count)  # [B, W, count]
-    return values - total, jnp.take_along_axis(ids, chosen, axis=-1)
-
-
-def _log_total(logits: Float[Array, "B W VOCAB"]) -> Float[Array, "B W"]:
-    """log of the sum of exp(logits), from the maxima that `best_tokens` needs anyway.
-
-    Whoever needs it computes it, and XLA computes it once.
-    """
-    peaks = _matrix(logits).max(axis=-2).max(axis=-1)  # [B, W]
-    whole = logits.shape[-1] - logits.shape[-1] % _columns(logits.shape[-1])
-    if whole < logits.shape[-1]:
-        peaks = jnp.maximum(peaks, logits[..., whole:].max(axis=-1))
-    return jnp.log(jnp.exp(logits - peaks[..., None]).sum(axis=-1)) + peaks
-
-
-def _matrix(logits: Float[Array, "B W VOCAB"]) -> Float[Array, "B W rows columns"]:
-    """The vocabulary in rows; what fills no whole one is left out."""
-    width = _columns(logits.shape[-1])
-    whole = logits.shape[-1] - logits.shape[-1] % width
-    return logits[..., :whole].reshape(*logits.shape[:2], -1, width)
-
-
-def _columns(vocabulary: int) -> int:
-    """About 128 columns; if possible so many that all rows are whole, and none is copied."""
-    whole = [width for width in range(64, 257, 8) if vocabulary % width == 0]
-    return min(min(whole, key=lambda width: abs(width - COLUMNS), default=COLUMNS), vocabulary)
-
-
-def _allowed_tokens(
-    logits: Float[Array, "B W VOCAB"], count: int, never: tuple[int, ...]
-) -> tuple[Float[Array, "B W count"], Int[Array, "B W count"]]:
-    """`best_tokens` without those that are never chosen."""
-    log_probs, ids = best_tokens(logits, count + len(never))
-    if not never:
-        return log_probs, ids
-    log_probs = jnp.where(jnp.isin(ids, jnp.array(never)), IMPOSSIBLE, log_probs)
-    log_probs, chosen = lax.top_k(log_probs, min(count, ids.shape[-1]))
-    return log_probs, jnp.take_along_axis(ids, chosen, axis=-1)
-
-
 def _advance(
     state: SearchState,
     *,
@@ -299,10 +231,10 @@ def _advance(
         eos,
     )
     live_scores, chosen = lax.top_k(jnp.where(ended, IMPOSSIBLE, scores), width)  # [B, W]
-    order = _places(jnp.take_along_axis(parents, chosen, axis=1))
+    order = assign_places(jnp.take_along_axis(parents, chosen, axis=1))
     live_scores, chosen = (jnp.take_along_axis(x, order, axis=1) for x in (live_scores, chosen))
     parents, tokens = (jnp.take_along_axis(x, chosen, axis=1) for x in (parents, tokens))  # [B, W]
-    live_ids, cache = _move(
+    live_ids, cache = move(
         state.live_ids, cache, parents, live_scores > IMPOSSIBLE, position, cache_axis
     )
     live_ids = lax.dynamic_update_slice_in_dim(live_ids, tokens[..., None], position, axis=2)
@@ -326,7 +258,7 @@ def _candidates(
     """The 2W best continuations of each sentence: log-probabilities, tokens, hypotheses continued."""
     batch, width = live_scores.shape
     # [B, W, 2W], fewer in a tiny vocabulary
-    log_probs, tokens = _allowed_tokens(logits, 2 * width, never)
+    log_probs, tokens = allowed_tokens(logits, 2 * width, never)
     each = tokens.shape[2]
     scores = (live_scores[..., None] + log_probs).reshape(batch, -1)  # [B, W * each]
     scores, chosen = lax.top_k(scores, min(2 * width, scores.shape[1]))
@@ -336,7 +268,7 @@ def _candidates(
     # Where a token is forced every hypothesis continues with it and nothing else.
     is_forced = (forced != PAD)[:, None]  # [B, 1]
     pad = ((0, 0), (0, scores.shape[1] - width))
-    only = jnp.pad(live_scores + _log_probs_of(logits, forced), pad, constant_values=IMPOSSIBLE)
+    only = jnp.pad(live_scores + log_probs_of(logits, forced), pad, constant_values=IMPOSSIBLE)
     scores = jnp.where(is_forced, only, scores)
     tokens = jnp.where(is_forced, forced[:, None], tokens)
     every = jnp.broadcast_to(jnp.arange(width), live_scores.shape)  # [B, W]
@@ -360,14 +292,6 @@ def forced_tokens(
     return jnp.where(given == PAD, forced, given)
 
 
-def _log_probs_of(
-    logits: Float[Array, "B W VOCAB"], tokens: Int[Array, " B"]
-) -> Float[Array, "B W"]:
-    """The log-probabilities of one token a sentence."""
-    chosen = jnp.take_along_axis(logits, tokens[:, None, None], axis=-1)[..., 0]
-    return chosen - _log_total(logits)
-
-
 def _merge(
     best: BeamResult,
     live_ids: Int[Array, "B W L"],
@@ -384,9 +308,9 @@ def _merge(
     stay = jnp.broadcast_to(jnp.arange(kept), best.scores.shape)  # [B, R]
     places = jnp.concatenate([stay, kept + parents], axis=1)  # [B, R + C]
     places = jnp.take_along_axis(places, chosen, axis=1)  # [B, R]
-    ids = _gather(jnp.concatenate([best.ids, live_ids], axis=1), places)  # [B, R, L]
+    ids = gather(jnp.concatenate([best.ids, live_ids], axis=1), places)  # [B, R, L]
     here = fresh[..., None] & (jnp.arange(ids.shape[2]) == position)[None, None]  # [B, R, L]
-    lengths = _gather(jnp.pad(best.lengths, ((0, 0), (0, live_ids.shape[1]))), places)  # [B, R]
+    lengths = gather(jnp.pad(best.lengths, ((0, 0), (0, live_ids.shape[1]))), places)  # [B, R]
     return BeamResult(
         ids=jnp.where(here, eos, ids),
         scores=merged,
@@ -410,11 +334,11 @@ def _advance_greedily(
     del max_lengths, early_stop, cache_axis  # a single hypothesis has nothing to wait for
     position = state.position
     logits, cache = step(_last_ids(state), position, state.cache)  # [B, 1, VOCAB]
-    log_probs, tokens = (entry[..., 0] for entry in _allowed_tokens(logits, 1, never))  # [B, 1]
+    log_probs, tokens = (entry[..., 0] for entry in allowed_tokens(logits, 1, never))  # [B, 1]
     only = forced(position)  # [B]
     is_forced = (only != PAD)[:, None]  # [B, 1]
     tokens = jnp.where(is_forced, only[:, None], tokens)
-    log_probs = jnp.where(is_forced, _log_probs_of(logits, only), log_probs)
+    log_probs = jnp.where(is_forced, log_probs_of(logits, only), log_probs)
     scores = state.live_scores + log_probs  # [B, 1]
     live_ids = lax.dynamic_update_slice_in_dim(
         state.live_ids, tokens[..., None], position, axis=2
@@ -433,89 +357,3 @@ def _last_ids(state: SearchState) -> Int[Array, "B W"]:
     """The tokens before `position`."""
     last = jnp.maximum(state.position - 1, 0)
     return lax.dynamic_index_in_dim(state.live_ids, last, axis=2, keepdims=False)
-
-
-def _places(parents: Int[Array, "B W"]) -> Int[Array, "B W"]:
-    """Which of the W new hypotheses goes to each place, so that few of them have to move.
-
-    The first continuation of a hypothesis takes the place that it had; the others take the places of
-    the hypotheses that nothing continues.
-    """
-    width = parents.shape[1]
-    same = parents[:, :, None] == parents[:, None, :]  # [B, new, new]
-    first = ~jnp.any(same & jnp.tri(width, k=-1, dtype=bool), axis=-1)  # [B, new]
-    heirs = first[:, None] & (parents[:, None] == jnp.arange(width)[:, None])  # [B, place, new]
-    free, movers = ~heirs.any(axis=-1), ~first  # as many of one as of the other
-    numbers = jnp.where(free, jnp.cumsum(free, axis=1), 0)[:, :, None]  # from 1
-    settlers = movers[:, None] & (numbers == jnp.cumsum(movers, axis=1)[:, None])
-    return jnp.argmax(heirs | settlers, axis=-1)
-
-
-def _move(
-    live_ids: Int[Array, "B W L"],
-    cache: Any,
-    parents: Int[Array, "B W"],
-    alive: Bool[Array, "B W"],
-    position: Int[Array, ""],
-    cache_axis: int | None,
-) -> tuple[Int[Array, "B W L"], Any]:
-    """Hypothesis w, if it is alive, gets the tokens and the cache that hypothesis parents[w] had.
-
-    What the cache has of a position is a function of the tokens before it. Where those are the same,
-    nothing has to be copied, if `cache_axis` tells where the positions are.
-    """
-    places = jnp.arange(parents.shape[1])
-    parents = jnp.where(alive, parents, places)
-    moved_ids = _gather(live_ids, parents)
-    if jax.default_backend() != "cpu":
-        return moved_ids, jax.tree.map(partial(_gather, order=parents), cache)
-    leaves = jax.tree.leaves(cache)
-    if not leaves:
-        return moved_ids, cache
-    if cache_axis is None:
-        return moved_ids, _copy(cache, parents, (parents != places)[..., None], None)
-    size = _block(leaves[0].shape[cache_axis])
-    last = jnp.arange(leaves[0].shape[cache_axis] // size) * size + size - 1  # of each block
-    # The first token that differs; what is remembered of the positions behind it differs.
-    length = live_ids.shape[2]
-    differs = jnp.where(moved_ids != live_ids, jnp.arange(length), length).min(axis=-1)  # [B, W]
-    moving = (differs[..., None] < last) & (last - size + 1 <= position)  # [B, W, blocks]
-    return moved_ids, _copy(cache, parents, moving, cache_axis)
-
-
-def _block(length: int) -> int:
-    """How many positions are copied at a time: a divisor of `length`."""
-    return max(size for size in range(1, _LARGEST_BLOCK + 1) if length % size == 0)
-
-
-def _copy(
-    cache: Any, parents: Int[Array, "B W"], moving: Bool[Array, "B W blocks"], axis: int | None
-) -> Any:
-    """Block after block of positions on `axis`, and only those that move; without axis, all of them.
-
-    Only a few hypotheses move, thanks to `_places`, and none from a place that another one goes to.
-    """
-    _, width, blocks = moving.shape
-    order = jnp.argsort(~moving.reshape(-1))  # those that move come first
-
-    def copy_block(number: Int[Array, ""], cache: Any) -> Any:
-        row, block = order[number] // blocks, order[number] % blocks
-        sentence, target = row // width, row % width
-        source = parents[sentence, target]
-
-        def copied(leaf: Array) -> Array:
-            sizes, starts = [1, 1, *leaf.shape[2:]], [jnp.int32(0)] * (leaf.ndim - 2)
-            if axis is not None:
-                sizes[axis] = leaf.shape[axis] // blocks
-                starts[axis - 2] = block * sizes[axis]
-            part = lax.dynamic_slice(leaf, (sentence, source, *starts), sizes)
-            return lax.dynamic_update_slice(leaf, part, (sentence, target, *starts))
-
-        return jax.tree.map(copied, cache)
-
-    return lax.fori_loop(0, moving.sum(), copy_block, cache)
-
-
-def _gather(leaf: Array, order: Int[Array, "B W"]) -> Array:
-    """leaf [B, from, ...] rearranged to [B, W, ...]."""
-    return leaf[jnp.arange(order.shape[0])[:, None], order]
