@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from transformer_jax.config import DecodeConfig, MeshConfig, ModelConfig
+from tests.tiny_models import SENTENCES, tiny_model, tiny_vocabulary
+from transformer_jax.config import DecodeConfig, MeshConfig
 from transformer_jax.data.batch import EOS, Batch
-from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
+from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.inference import translator as translator_module
 from transformer_jax.inference.beam_search import beam_search, length_penalty
@@ -24,13 +25,6 @@ from transformer_jax.inference.translator import Translator
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.sharding import make_mesh
 
-WORDS = ["ein", "Hund", "läuft", "durch", "den", "Park", "zwei", "Männer", "dog", "runs", "the"]
-SENTENCES = [
-    " ".join(WORDS[(start + step * place) % len(WORDS)] for place in range(size))
-    for start in range(len(WORDS))
-    for step in (1, 3, 7)
-    for size in (2, 5, 9)
-]
 DECODE = DecodeConfig(beam_size=3, alpha=0.6, extra_length=5)
 LINES = [SENTENCES[i] for i in (5, 0, 17, 3, 8, 30, 22, 1, 2)]
 
@@ -38,32 +32,13 @@ LINES = [SENTENCES[i] for i in (5, 0, 17, 3, 8, 30, 22, 1, 2)]
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory) -> Vocabulary:
     """64 pieces."""
-    path = tmp_path_factory.mktemp("vocabulary") / "vocabulary.model"
-    return train_vocabulary(SENTENCES, size=64, kind="bpe", path=path)
-
-
-def make_model(vocabulary: Vocabulary, positions: str = "sinusoidal", seed: int = 0) -> Transformer:
-    """Two layers; weights large enough that a search has something to choose between."""
-    config = ModelConfig(
-        vocab_size=vocabulary.size,
-        max_length=24,
-        num_layers=2,
-        d_model=24,
-        d_ff=40,
-        num_heads=2,
-        d_k=6,
-        d_v=10,
-        positions=positions,
-    )
-    model = Transformer(config, rngs=nnx.Rngs(seed))
-    structure, params = nnx.split(model)
-    return nnx.merge(structure, jax.tree.map(lambda leaf: 2.0 * leaf, params))
+    return tiny_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocabulary.model")
 
 
 @pytest.fixture(scope="module")
 def model(vocabulary) -> Transformer:
-    """See make_model."""
-    return make_model(vocabulary)
+    """Of sinusoidal positions."""
+    return tiny_model(vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +57,11 @@ def teacher_forced(translator, source, target):
     batch = Batch(pad([source], 1, 24), pad([target], 1, 32), np.arange(1))
     logits = _logits(translator.params, batch, structure=translator.structure)
     return np.asarray(jax.nn.log_softmax(logits[0, : len(target)]))
+
+
+def test_an_unknown_precision_is_named(model, vocabulary):
+    with pytest.raises(UserError, match="'float23' is not one of float32, int16"):
+        Translator(model, vocabulary, DECODE, max_length=24, precision="float23")
 
 
 def test_greedy_search_with_the_cache_is_the_argmax_of_the_whole_model(translator):
@@ -184,7 +164,7 @@ def test_the_length_limit_is_that_of_the_source(translator, vocabulary, monkeypa
 
 
 def test_other_weights_need_no_compilation(translator, model, vocabulary):
-    other = make_model(vocabulary, seed=1)
+    other = tiny_model(vocabulary, seed=1)
     params = nnx.to_pure_dict(nnx.state(other, nnx.Param))
     before = translator.translate(LINES)
     compiled = translator_module.translate_batch._cache_size()
@@ -204,7 +184,9 @@ def test_eight_devices_translate_like_one(translator, model, vocabulary):
 
 
 def test_learned_positions_end_with_their_table(vocabulary):
-    learned = Translator(make_model(vocabulary, "learned"), vocabulary, DecodeConfig(), 24)
+    learned = Translator(
+        tiny_model(vocabulary, positions="learned"), vocabulary, DecodeConfig(), 24
+    )
     long = " ".join(SENTENCES)
     for line in learned.translate([long, LINES[0]]):
         assert len(vocabulary.encode([line])[0]) <= 24 + 1

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from transformer_jax.config import DecodeConfig
+from transformer_jax.config import PRECISIONS, DecodeConfig
 from transformer_jax.data.batch import EOS
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
@@ -69,7 +69,12 @@ class Translator:
           mesh: the devices that share the sentences. None: the one that has the weights.
           precision: what a search multiplies: "float32", "int16" (nearly as good, and faster on CPUs
             that multiply bytes by hardware), "bfloat16" or "int8"; by default what the model computes in.
+
+        Raises:
+          UserError: a precision that there is not.
         """
+        if precision is not None and precision not in PRECISIONS:
+            raise UserError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
         self.structure, params = nnx.split(model, nnx.Param)
         self.params: Params = nnx.to_pure_dict(params)
         self.vocabulary, self.decode, self.mesh = vocabulary, decode, mesh
