@@ -73,6 +73,7 @@ def translate_with_ctranslate2(sources: Sequence[Sequence[str]], extra: int) -> 
                 [[*pieces, "</s>"]],
                 beam_size=_BEAM_SIZE,
                 length_penalty=0,
+                min_decoding_length=0,
                 max_decoding_length=len(pieces) + extra,
             )[0].hypotheses[0]
             for pieces in sources
