@@ -26,10 +26,16 @@ lint: .venv/.made
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Needs the extra `benchmark`, and MULTI30K=folder of the corpus.
+# Beside PyTorch, in an environment that has it; needs MULTI30K=folder of the corpus.
+.venv-bench/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[benchmark]'
+	touch $@
+
 MULTI30K ?= multi30k
-bench: .venv/.made
-	$(BIN)/python -m experiments.benchmarks.train --path='$(MULTI30K)/{split}.{lang}'
+bench: .venv-bench/.made
+	.venv-bench/bin/python -m experiments.benchmarks.train --path='$(MULTI30K)/{split}.{lang}'
 
 # Where a GPU is. The environment has CUDA and PyTorch, 10 GB; a Python that has both, and what else
 # pyproject.toml names, serves as well: make bench-gpu GPU_PYTHON=python3
@@ -61,4 +67,4 @@ aot: .venv-aot/.made
 	.venv-aot/bin/python -m experiments.ahead_of_time
 
 clean:
-	rm -rf .venv .venv-aot .venv-gpu runs
+	rm -rf .venv .venv-aot .venv-bench .venv-gpu runs

@@ -34,6 +34,12 @@ def test_every_config_is_valid_and_survives_its_json(name):
     assert json.loads(run.to_json())["model"]["vocab_size"] == run.data.vocab_size
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_smoke_run_downloads_nothing(name):
+    data = resolve(get_config(name, "tiny")).data
+    assert (data.source, data.splits["test"]) == ("phrasebook", "test")
+
+
 # One of them in every run of the suite; what they differ in is sizes.
 @pytest.mark.parametrize(
     "name",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run would need: memory, bytes between devices; and one step of it again."""
 
+import shutil
 import subprocess
 from collections import Counter
 
@@ -130,6 +131,9 @@ def test_main_makes_no_folder_in_a_dry_run_and_replays_a_step(tmp_path):
     assert "FLOPs a step" in dry.stdout and not workdir.exists()
     assert main("--replay_step=1").returncode == 2  # there is no run folder
     assert main().returncode == 0
+    wrong = main("--replay_step=7")
+    assert wrong.returncode == 2 and "config.train.num_steps is 6" in wrong.stderr
+    shutil.rmtree(tmp_path / "corpus")  # a run folder is enough
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     replayed = main("--replay_step=6")
     assert replayed.returncode == 0, replayed.stderr

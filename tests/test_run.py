@@ -457,7 +457,9 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch):
         run_command(main)
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error == "error: runs/x/metrics.jsonl cannot be written: No space left on device\n"
+    assert (
+        error == "error: runs/x/metrics.jsonl cannot be read or written: No space left on device\n"
+    )
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, small_config, monkeypatch):

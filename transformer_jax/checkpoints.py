@@ -202,7 +202,7 @@ def load_model(workdir: str | Path, which: str = "latest") -> tuple[Config, Tran
     """
     config = load_config(workdir)
     step, params = load_params(workdir, which)
-    return config, nnx.merge(model_structure(config), params), step
+    return config, nnx.merge(model_structure(config.model), params), step
 
 
 def load_config(workdir: str | Path) -> Config:
@@ -263,7 +263,8 @@ def average(workdir: str | Path, last: int) -> Path:
     read is left out with a warning.
 
     Raises:
-      UserError: there are fewer than `last` checkpoints, or none can be read.
+      UserError: there are fewer than `last` checkpoints, none can be read, or one is of another format,
+        model or vocabulary.
     """
     workdir = Path(workdir)
     config = load_config(workdir)
@@ -295,7 +296,7 @@ def average(workdir: str | Path, last: int) -> Path:
     folder = workdir.absolute() / "average" / str(steps[-1])
     _write_params(workdir, folder, mean)
     for old in folder.parent.iterdir():
-        if old != folder:
+        if old != folder and old.is_dir():
             shutil.rmtree(old)
     return folder
 

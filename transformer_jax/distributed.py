@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.errors import UserError, disk_error
+from transformer_jax.errors import UserError, mendable
 
 # A process that gives no sign of life for so long counts as dead: JAX then ends the others.
 HEARTBEAT_SECONDS = 60
@@ -181,7 +181,7 @@ def end_at_once(error: BaseException) -> NoReturn:
     Not by way of the interpreter's end, where JAX and Orbax wait for processes that wait for this one.
     The others notice within HEARTBEAT_SECONDS.
     """
-    error = disk_error(error) or error
+    error = mendable(error) or error
     if isinstance(error, UserError):
         message, code = " ".join(str(error).split()), 2
     elif isinstance(error, KeyboardInterrupt):

@@ -19,11 +19,20 @@ class UserError(Exception):
     """One line that names the culprit and the remedy. Commands print it and exit with code 2."""
 
 
-def disk_error(error: BaseException) -> UserError | None:
-    """The line for what a full or read-only disk, or missing rights, raised anywhere."""
-    if not isinstance(error, OSError) or error.errno not in _DISK:
-        return None
-    return UserError(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+def mendable(error: BaseException) -> UserError | None:
+    """The line for what a full disk, missing rights, or a device's full memory raised anywhere."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return UserError(
+            f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
+        )
+    # By its name: importing JAX here would slow --help.
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+        return UserError(
+            "the memory of a device is full; training needs less with config.train.accumulate, "
+            "config.train.remat=True or config.train.logits_chunk=2048, and --dry_run says what a step needs "
+            f"({str(error).strip().splitlines()[0][:200]})"
+        )
+    return None
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
@@ -49,11 +58,11 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
             # Whoever read our output has seen enough, as in `... | head`. Python flushes stdout once
             # more at the end; that must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            unwritable = disk_error(error)
-            if unwritable is None:
+        except Exception as error:
+            line = mendable(error)
+            if line is None:
                 raise
-            _fail(unwritable)
+            _fail(line)
 
     app.run(guarded, flags_parser=_parse_flags)
 

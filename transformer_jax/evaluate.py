@@ -5,7 +5,7 @@
     python -m transformer_jax.evaluate --workdir=runs/demo --source=new.en --reference=new.de
 
 The first scores the run's test split and writes the translations to the (first) run folder,
-as translations/<split>.<step>.txt; the second scores any pair of files, one sentence a line, UTF-8.
+as translations/<split>.<step>.txt, with "average." before an average's step; the second scores any pair of files, one sentence a line, UTF-8.
 
 BLEU is sacrebleu's, with its signature and a 95 % bootstrap interval; perplexity is that of the
 reference's tokens, without label smoothing, and compares only models of one vocabulary.

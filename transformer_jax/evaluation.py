@@ -71,8 +71,9 @@ def evaluate(
     scores = score(translations, text.references, tokenize=tokenize, lowercase=lowercase)
     step = "+".join(map(str, translator.steps))
     if text.split:
+        label = f"average.{step}" if checkpoint == "average" else step
         first = workdir if isinstance(workdir, str | Path) else workdir[0]
-        write_translations(Path(first), text.split, step, translations)
+        write_translations(Path(first), text.split, label, translations)
     total_perplexity = perplexity(translator.score(text.sources, text.references))
     return {
         **scores,

@@ -2,11 +2,19 @@
 """Files that are there as a whole or not at all, even if the process dies while it writes."""
 
 import contextlib
+import errno
 import fcntl
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from transformer_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# What file systems without locks say: Lustre without `-o flock`, NFS without its lock service.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -25,6 +33,20 @@ def write_whole(path: Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def lock(file: IO[Any]) -> None:
+    """Until the file is closed, or the process ends, no other process locks it.
+
+    Raises:
+      BlockingIOError: another one has.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.warning("the file system of %s has no locks; let no other process use it", file.name)
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """While this context lasts, no other process gets into one for the same folder.
@@ -34,7 +56,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             raise UserError(
                 f"another process is training in {folder}; wait for it, or use another --workdir"

@@ -14,7 +14,7 @@ On many hosts the same command runs on each, with a --workdir that all of them s
     --coordinator=<host of process 0>:<port> --num_processes=<how many> --process_id=<0, 1, ...>
 
 Exit codes: 2 for what the user can mend, 143 after SIGTERM and 130 after SIGINT with all steps saved,
-75 if another process of the run died. After 143 and 75 the same command goes on.
+75 if another process of the run died. After 143, 130 and 75 the same command goes on.
 """
 
 import sys

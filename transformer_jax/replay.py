@@ -38,6 +38,10 @@ def replay(config: Config, workdir: Path, step: int) -> str:
     """
     if step < 1:
         raise UserError(f"--replay_step={step} is no step; the first is 1")
+    if step > config.train.num_steps:
+        raise UserError(
+            f"--replay_step={step} is no step of the run; config.train.num_steps is {config.train.num_steps}"
+        )
     if jax.process_count() > 1:
         raise UserError(
             "--replay_step needs one process; leave out --distributed and --coordinator, on one host, "
@@ -51,7 +55,7 @@ def replay(config: Config, workdir: Path, step: int) -> str:
         state = load_state(workdir, before, abstract_state(config, mesh))
     else:
         state = first_state(config, mesh)
-    dataset = pipeline.prepare(config, workdir)
+    dataset = pipeline.prepared(config, workdir)
     multiple = batch_ways(mesh) * config.train.accumulate
     batches = pipeline.training_batches(dataset, config, start_step=before, rows_multiple=multiple)
     if before < step - 1:

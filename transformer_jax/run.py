@@ -35,7 +35,7 @@ from transformer_jax.training.sharding import batch_ways, make_mesh, share_of_pr
 
 log = logging.getLogger(__name__)
 
-# What may differ when a run goes on, besides the mesh: none of it changes batches, or what the model
+# What may differ when a run goes on, besides the mesh and the search: none of it changes batches, or what the model
 # learns from one.
 _FREE = {
     "train.num_steps",
@@ -90,7 +90,16 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
             pipeline.prepare(config, workdir)
 
         distributed.on_first(prepare)
-        if load_config(workdir) != config:
+        try:
+            written = load_config(workdir)
+        except UserError:
+            if jax.process_index() == 0:
+                raise
+            raise UserError(
+                f"process {jax.process_index()} cannot read {workdir}/config.json, which process 0 wrote; "
+                "--workdir must be on a file system that all processes share"
+            ) from None
+        if written != config:
             raise UserError(
                 f"process {jax.process_index()} has another config than process 0, which wrote "
                 f"{workdir}/config.json; start all processes with the same command"
@@ -267,7 +276,7 @@ def _evaluator(
             return {}
         means = likelihood(state.params, *text, go_on)
         if translator is None:
-            model = nnx.merge(training_step.model_structure(config), state.params)
+            model = nnx.merge(training_step.model_structure(config.model), state.params)
             translator = Translator(
                 model, dataset.vocabulary, config.decode, config.data.max_length, mesh=mesh
             )
@@ -295,7 +304,7 @@ def finish(
     if text is None:
         return Summary(workdir, step, None, [])
     hypotheses = Translator.from_workdir(workdir, "average", mesh=mesh).translate(text[0])
-    write_translations(workdir, "test", step, hypotheses)
+    write_translations(workdir, "test", f"average.{step}", hypotheses)
     examples = list(zip(text[0], hypotheses, text[1], strict=True))[:: max(1, len(text[0]) // 5)]
     scores = score(hypotheses, text[1])
     with MetricsWriter(workdir, step) as writer:

@@ -40,6 +40,7 @@ def main(_: Sequence[str]) -> None:
     from transformer_jax import checkpoints, runtime
     from transformer_jax.inference.encoding import Counts
     from transformer_jax.inference.formats import write_scores
+    from transformer_jax.inference.hypotheses import perplexity_of
     from transformer_jax.inference.lines import Lines, check_writable
     from transformer_jax.inference.streaming import Progress, count_all, stream
     from transformer_jax.inference.translator import Translator
@@ -79,7 +80,7 @@ def main(_: Sequence[str]) -> None:
         )
     print(report.summary(translator.max_length), file=sys.stderr)
     counts = report.counts
-    perplexity = math.exp(-counts.log_prob / counts.tokens) if counts.tokens else math.nan
+    perplexity = perplexity_of(counts.log_prob, counts.tokens)
     print(
         f"{counts.tokens} tokens, log-probability {counts.log_prob:.4f}, perplexity {perplexity:.4f}",
         file=sys.stderr,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention and cross-entropy for JAX, with segments and dropout that works in training.
+"""Attention for JAX with segments and dropout that works in training; cross-entropy; a sublayer's end.
 
 Needs jax and jaxtyping alone, and knows nothing of transformer_jax.
 """

@@ -17,13 +17,21 @@ from attention_kernels.tiles import Plan
 
 _WIDEST = {"cpu": 256, "gpu": 128, "tpu": 256}  # features of a head
 _LARGEST = 2**25  # bytes of a row's keys and values that a program on a TPU keeps at hand
-_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+_DTYPES = {
+    "cpu": (jnp.float32, jnp.bfloat16, jnp.float16),
+    "gpu": (jnp.float32, jnp.bfloat16, jnp.float16),
+    "tpu": (jnp.float32, jnp.bfloat16),
+}
 
 
 def unsupported(query: jax.Array, key: jax.Array, value: jax.Array) -> str | None:
     """Why these inputs cannot be served here, or None if they can."""
-    if query.dtype not in _DTYPES or len({query.dtype, key.dtype, value.dtype}) > 1:
-        return f"inputs of dtype {query.dtype}, {key.dtype}, {value.dtype}, not all float32 or all bfloat16"
+    dtypes = _DTYPES[platform()]
+    if query.dtype not in dtypes or len({query.dtype, key.dtype, value.dtype}) > 1:
+        known = ", ".join(jnp.dtype(dtype).name for dtype in dtypes)
+        return (
+            f"inputs of dtype {query.dtype}, {key.dtype}, {value.dtype}, not all of one of {known}"
+        )
     widest = _WIDEST[platform()]
     if max(query.shape[3], value.shape[3]) > widest:
         return f"heads of {query.shape[3]} and {value.shape[3]} features, more than {widest}"

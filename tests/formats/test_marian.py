@@ -248,6 +248,27 @@ def test_a_model_that_we_cannot_be_is_refused(tmp_path: Path, change: dict, mess
 
 
 @pytest.mark.parametrize(
+    ("name", "rows", "columns", "message"),
+    [
+        ("model.shared.weight", 1, 0, "an embedding of the shape"),  # a row more
+        ("model.shared.weight", -1, 0, "an embedding of the shape"),
+        ("model.encoder.layers.0.fc1.weight", 0, -3, "feed_forward/expand/kernel has the shape"),
+        ("model.encoder.layers.0.fc2.bias", -1, None, "feed_forward/contract/bias has the shape"),
+        ("final_logits_bias", 0, -2, "embedding/bias has the shape"),
+    ],
+)
+def test_weights_of_another_shape_are_refused(tmp_path, name, rows, columns, message):
+    write_folder(tmp_path)
+    arrays = safetensors.read(tmp_path / "model.safetensors")
+    change = (rows,) if columns is None else (rows, columns)
+    shape = [size + more for size, more in zip(arrays[name].shape, change, strict=True)]
+    arrays[name] = np.resize(arrays[name], shape)
+    safetensors.write(tmp_path / "model.safetensors", arrays, {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        marian.import_folder(tmp_path, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
     ("remove", "message"),
     [
         ("config.json", "there is no .*config.json"),

@@ -122,7 +122,7 @@ def test_a_step_is_the_gradient_that_optax_would_follow(small_config):
     batch = random_batch(0, rows=8)
 
     def loss(params):
-        logits = nnx.merge(model_structure(run), params)(batch)
+        logits = nnx.merge(model_structure(run.model), params)(batch)
         targets = optax.smooth_labels(jax.nn.one_hot(batch.target.ids, 96), 0.1)
         weights = (batch.target.segments > 0).astype(np.float32)
         each = optax.softmax_cross_entropy(logits, targets)
@@ -166,7 +166,7 @@ def test_evaluation_has_neither_dropout_nor_smoothing(small_config):
     params = initial_state(run, mesh).params
     batch = random_batch(0, rows=8)
     sums = make_eval_step(run, mesh)(params, batch)
-    model: Transformer = nnx.merge(model_structure(run), jax.device_get(params))
+    model: Transformer = nnx.merge(model_structure(run.model), jax.device_get(params))
     log_p = jax.nn.log_softmax(model(batch))
     chosen = np.take_along_axis(np.asarray(log_p), batch.target.ids[..., None], axis=-1)[..., 0]
     expected = -np.sum(chosen * (batch.target.segments > 0))

@@ -46,9 +46,18 @@ class TokenizedCorpus:
 
     @classmethod
     def load(cls, folder: Path) -> "TokenizedCorpus":
-        """What `tokenize` wrote."""
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        lengths = np.load(folder / "lengths.npy", mmap_mode="r")
+        """What `tokenize` wrote.
+
+        Raises:
+          UserError: it has not, or not to the end.
+        """
+        try:
+            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            lengths = np.load(folder / "lengths.npy", mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder} has no tokenised corpus ({error}); the run's own command makes it"
+            ) from None
         records = grain.sources.ArrayRecordDataSource(str(folder / "pairs.array_record"))
         return cls(lengths, report, records)
 

@@ -138,7 +138,13 @@ def _read_arrays(folder: Path) -> Arrays:
             f"{path} is PyTorch's own format and PyTorch is not installed; pip install torch, or save "
             "the model as safetensors"
         ) from None
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling a damaged file raises
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}); download it again, or save the model as "
+            "safetensors"
+        ) from None
     return {name: array.float().numpy() for name, array in loaded.items()}
 
 
@@ -214,7 +220,13 @@ def _model_config(
     heads, d_model = described["encoder_attention_heads"], described["d_model"]
     _check_positions(arrays, d_model, folder)
     bias = "final_logits_bias" in arrays and final_logits_bias(arrays).any()
-    pad_row = embedding_table(arrays)[vocabulary.marian_ids[PAD]]
+    table = embedding_table(arrays)
+    if table.shape != (vocabulary.size, d_model):
+        raise UserError(
+            f"{folder} has an embedding of the shape {table.shape}, vocab.json and config.json say "
+            f"{(vocabulary.size, d_model)}"
+        )
+    pad_row = table[vocabulary.marian_ids[PAD]]
     return ModelConfig(
         vocab_size=vocabulary.size,
         max_length=described.get("max_position_embeddings", _POSITIONS),
@@ -239,7 +251,12 @@ def _check_positions(arrays: Mapping[str, np.ndarray], d_model: int, folder: Pat
     for stack in ("encoder", "decoder"):
         name = f"model.{stack}.embed_positions.weight"
         if name in arrays:
-            theirs = float32(arrays, name).take(concatenated_places(d_model), axis=1)
+            theirs = float32(arrays, name)
+            if theirs.shape[1:] != (d_model,):
+                raise UserError(
+                    f"{folder}: {name} has the shape {theirs.shape}, not [.., {d_model}]"
+                )
+            theirs = theirs.take(concatenated_places(d_model), axis=1)
             if not np.allclose(theirs, sinusoids(len(theirs), d_model), atol=2e-3):  # float16
                 raise UserError(f"{folder}: {name} are no sinusoids, so it cannot be imported")
 

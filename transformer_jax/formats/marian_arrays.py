@@ -49,6 +49,7 @@ _PARTS = {
 }
 # From the end of our parameter's name to the axis that is D; the first match holds.
 _D_AXES = (
+    (r"embedding/table$", 1),
     (r"norm/(scale|bias)$", 0),
     (r"(query|key|value|expand)/kernel$", 0),
     (r"(out|contract)/kernel$", 1),
@@ -77,19 +78,22 @@ def from_marian(
     def ours(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name == "embedding/table":
-            array = embedding_table(arrays)[vocabulary.marian_ids][:, order]
-            array = array if scaled else array / np.float32(config.d_model**0.5)
+            array = embedding_table(arrays)
         elif name == "embedding/bias":
-            array = final_logits_bias(arrays)[vocabulary.marian_ids]
+            array = final_logits_bias(arrays)
         else:
             array = float32(arrays, _marian_name(name))
-            array = array.T if name.endswith("kernel") else array
-            if (axis := _d_axis(name)) is not None:
-                array = array.take(order, axis=axis)
-            if not scaled and name.startswith(_last_norm(config)):
-                array = array * np.float32(config.d_model**0.5)
+        array = array.T if name.endswith("kernel") else array
         if array.shape != leaf.shape:
             raise UserError(f"{name} has the shape {array.shape}, config.json says {leaf.shape}")
+        if name.startswith("embedding"):
+            array = array[vocabulary.marian_ids]
+        if (axis := _d_axis(name)) is not None:
+            array = array.take(order, axis=axis)
+        if not scaled and name == "embedding/table":
+            array = array / np.float32(config.d_model**0.5)
+        if not scaled and name.startswith(_last_norm(config)):
+            array = array * np.float32(config.d_model**0.5)
         return np.ascontiguousarray(array)
 
     return jax.tree_util.tree_map_with_path(ours, like)
@@ -116,7 +120,7 @@ def to_marian(
     arrays["final_logits_bias"] = bias[rows][None]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.startswith("embedding"):
+        if name.startswith("embedding/"):
             continue
         array = np.asarray(leaf, np.float32)
         if (axis := _d_axis(name)) is not None:

@@ -34,6 +34,7 @@ from transformer_jax.data.vocabulary import MarianVocabulary, Vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.model.embeddings import sinusoids
 from transformer_jax.model.transformer import KeysValues, Transformer
+from transformer_jax.training.step import model_structure
 
 Weights = dict[str, Array]
 
@@ -80,7 +81,7 @@ def compile_for(
 ) -> tuple[export.Exported, export.Exported]:
     """The two functions of the module's docstring, for all lengths and batch sizes."""
     batch, source, width, length = export.symbolic_shape("b, s, w, t")
-    structure = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))[0]
+    structure = model_structure(config)
 
     def model_of(weights: Weights) -> Transformer:
         return nnx.merge(structure, _nested(weights))

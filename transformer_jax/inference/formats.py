@@ -8,7 +8,6 @@ from typing import Any
 
 from transformer_jax.inference.hypotheses import Hypothesis, SearchOptions
 
-TEXT, JSONL = "text", "jsonl"
 _COLUMN = " ||| "
 
 
@@ -33,7 +32,7 @@ def write_translations(
         for number, hypotheses in enumerate(found)
         for rank, hypothesis in enumerate(hypotheses)
     ]
-    if form == JSONL:
+    if form == "jsonl":
         objects = ({"line": line, "rank": rank} | _object(entry) for line, rank, entry in each)
         return _json_lines(objects)
     rows = []
@@ -57,7 +56,7 @@ def write_scores(scored: Sequence[Hypothesis], first_line: int, form: str) -> st
     Text: log-probability ||| that of each token, then of the end ||| alignment, if asked for. A pair
     with a blank side has only "nan". JSON lines: as for translations, without rank; null instead of NaN.
     """
-    if form == JSONL:
+    if form == "jsonl":
         return _json_lines(
             {"line": first_line + number} | _object(entry) for number, entry in enumerate(scored)
         )

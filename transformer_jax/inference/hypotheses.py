@@ -71,4 +71,9 @@ def perplexity(hypotheses: Iterable[Hypothesis]) -> float:
     They need their token_log_probs; pairs with a blank side have none, and do not count.
     """
     log_probs = [value for entry in hypotheses for value in entry.token_log_probs or ()]
-    return float(np.exp(-np.mean(log_probs, dtype=np.float64))) if log_probs else math.nan
+    return perplexity_of(math.fsum(log_probs), len(log_probs))
+
+
+def perplexity_of(log_prob: float, tokens: int) -> float:
+    """exp(-log P / tokens); inf where that is too large for a float."""
+    return float(np.exp(-np.float64(log_prob) / tokens)) if tokens else math.nan

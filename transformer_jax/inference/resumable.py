@@ -8,7 +8,6 @@ A part counts once the second file says so, which is replaced whole after the pa
 stands behind it in the first was cut off by the end of the process, and is made again.
 """
 
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from transformer_jax.errors import UserError
+from transformer_jax.files import lock
 
 _VERSION = 1  # of both files
 
@@ -41,7 +41,7 @@ class ResumableFile:
         self._settings = json.loads(json.dumps({"version": _VERSION, **settings}))
         try:
             self._file = self._partial.open("ab")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
         except BlockingIOError:
             self._file.close()
             raise UserError(

@@ -67,8 +67,9 @@ class Translator:
           decode: settings of the search; `translate` may be given others.
           max_length: longer sources, in tokens with EOS, are cut.
           mesh: the devices that share the sentences. None: the one that has the weights.
-          precision: what a search multiplies: "float32", "int16" (nearly as good, and faster on CPUs
-            that multiply bytes by hardware), "bfloat16" or "int8"; by default what the model computes in.
+          precision: what a search multiplies: "float32", "int16" (nearly as exact), "bfloat16" or "int8";
+            by default what the model computes in. Integers make large models faster on CPUs that
+            multiply bytes by hardware.
 
         Raises:
           UserError: a precision that there is not.

@@ -342,7 +342,7 @@ class Transformer(nnx.Module):
           ids: the tokens at position - 1; ignored at position 0, whose input is the start vector.
           position: the same for all hypotheses.
           cache: keys and values of the earlier positions, from `empty_cache` or the last step.
-          cross: from `cross_cache`.
+          cross: from `cross_cache`, or from `read_source` with the same weights.
           source_segments: 0 where the source is padding.
           weights: from `step_weights`, by default its default.
         """

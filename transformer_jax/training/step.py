@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step: gradients of one global batch, and the update of the weights."""
+"""The training step (section 5): gradients of one global batch, and the update of the weights."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from transformer_jax.config import Config
+from transformer_jax.config import Config, ModelConfig
 from transformer_jax.data.batch import Batch
 from transformer_jax.model.noise import Noise
 from transformer_jax.model.transformer import Transformer
@@ -72,9 +72,9 @@ def _initial_state(config: Config) -> TrainState:
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def model_structure(config: Config) -> nnx.GraphDef:
+def model_structure(config: ModelConfig) -> nnx.GraphDef:
     """The model without its weights: `nnx.merge(model_structure(config), params)` is the model."""
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config.model, rngs=nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))[0]
 
 
 def make_gradients(
@@ -85,7 +85,7 @@ def make_gradients(
     With config.train.param_dtype=bfloat16 the matrices are rounded once, before everything else, so
     that what an fsdp mesh gathers is half as large; the float32 weights remain those that Adam moves.
     """
-    structure = model_structure(config)
+    structure = model_structure(config.model)
 
     def of_piece(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
         def loss(params: Params) -> tuple[jax.Array, LossSums]:
@@ -164,7 +164,7 @@ def make_train_step(
 
 def make_eval_step(config: Config, mesh: Mesh) -> Callable[[Params, Batch], LossSums]:
     """A compiled function (params, batch) -> sums over the batch, without dropout or smoothing."""
-    structure = model_structure(config)
+    structure = model_structure(config.model)
 
     def eval_step(params: Params, batch: Batch) -> LossSums:
         specs = state_specs(params, mesh)
