@@ -39,9 +39,9 @@ def main(_: Sequence[str]) -> None:
     # After the flags: --help need not wait for JAX.
     from transformer_jax import checkpoints, runtime
     from transformer_jax.inference.encoding import Counts
-    from transformer_jax.inference.formats import write_scores
     from transformer_jax.inference.hypotheses import perplexity_of
     from transformer_jax.inference.lines import Lines, check_writable
+    from transformer_jax.inference.output import write_scores
     from transformer_jax.inference.streaming import Progress, count_all, stream
     from transformer_jax.inference.translator import Translator
 

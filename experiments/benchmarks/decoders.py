@@ -159,7 +159,7 @@ def make_search(
     search = jax.shard_map(
         on_each_device, mesh=mesh, in_specs=(whole, whole, rows), out_specs=rows, check_vma=False
     )
-    make_weights = jax.jit(lambda params: nnx.merge(structure, params).step_weights(precision))
+    make_weights = jax.jit(lambda params: nnx.merge(structure, params).search_weights(precision))
     return functools.partial(jax.jit(search), params, make_weights(params))
 
 

@@ -21,6 +21,11 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def power_of_two(number: int) -> int:
+    """The smallest that is not less than a positive number: what Triton wants of its arrays."""
+    return 1 << (number - 1).bit_length()
+
+
 def device_kind() -> str:
     """What the maker calls the device that a computation is traced for, such as "NVIDIA H200"."""
     device = jax.sharding.get_abstract_mesh().abstract_device

@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int, Integer
 
-from attention_kernels.backends import pallas_call, platform
+from attention_kernels.backends import pallas_call, platform, power_of_two
 from attention_kernels.dropout import dropout_bits, fold, keep_mask
 
 _POSITIONS = 32  # of a program; fewer programs make fewer partial sums for scale and bias
@@ -79,7 +79,7 @@ def _pallas(x, residual, scale, bias, rate, seed, row_ids, eps):
     words = fold(words, jnp.arange(length)).reshape(-1, 1)
     positions = batch * length
     # Triton wants powers of two: columns of padding that the statistics leave out.
-    wide = 1 << (features - 1).bit_length() if platform() == "gpu" else features
+    wide = power_of_two(features) if platform() == "gpu" else features
     padding = ((0, -positions % _POSITIONS), (0, wide - features))
 
     def flat(array):

@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from attention_kernels import tiles
-from attention_kernels.backends import pallas_call, platform
+from attention_kernels.backends import pallas_call, platform, power_of_two
 from attention_kernels.dropout import head_words
 from attention_kernels.tiles import Plan
 
@@ -117,8 +117,8 @@ def _plan(queries, keys, heads, k, v, scale, causal, rate, dtype):
         queries=_tile(queries, most_queries),
         keys=_tile(keys, whole if keys <= whole else tile),
         heads=_heads_together(heads, k, v) if tpu else 1,
-        k=k if tpu else max(16, _power_of_two(k)),
-        v=v if tpu else max(16, _power_of_two(v)),
+        k=k if tpu else max(16, power_of_two(k)),
+        v=v if tpu else max(16, power_of_two(v)),
         scale=scale,
         causal=causal,
         rate=rate,
@@ -128,12 +128,7 @@ def _plan(queries, keys, heads, k, v, scale, causal, rate, dtype):
 
 def _tile(length: int, most: int) -> int:
     """The size of a sequence's tiles: a power of two from 16 to `most`."""
-    return min(most, max(16, _power_of_two(length)))
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest that is not less than a positive number."""
-    return 1 << (number - 1).bit_length()
+    return min(most, max(16, power_of_two(length)))
 
 
 def _heads_together(heads: int, k: int, v: int) -> int:

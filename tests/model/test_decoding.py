@@ -57,7 +57,7 @@ def test_the_source_is_read_as_the_encoder_does(norm_position):
     source = jax.tree.map(jnp.asarray, Tokens(ids, segments, positions))
     expected = model.cross_cache(model.encode(source))
     for precision, tolerance in (("float32", 1e-5), ("int16", 2e-3), ("int8", 0.2)):
-        found = model.read_source(source, model.step_weights(precision))
+        found = model.read_source(source, model.search_weights(precision))
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             real = segments.astype(bool)
             difference = np.abs(np.asarray(ours - theirs)).swapaxes(1, 2)[real]

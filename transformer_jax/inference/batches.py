@@ -13,17 +13,17 @@ from transformer_jax.data.batch import PAD, Tokens
 from transformer_jax.inference.beam_search import BeamResult, beam_search
 from transformer_jax.inference.devices import by_rows
 from transformer_jax.inference.sampling import line_keys, sample
-from transformer_jax.model.decoding import StepWeights
+from transformer_jax.model.decoding import SearchWeights
 
 Params = Any  # the model's weights, nested by module and parameter name
 
 
 @partial(jax.jit, static_argnames=("structure", "precision"))
-def make_step_weights(
+def make_search_weights(
     params: Params, *, structure: nnx.GraphDef, precision: str | None
-) -> StepWeights | list[StepWeights]:
+) -> SearchWeights | list[SearchWeights]:
     """A model's weights for a search, or each one's of an ensemble; see model/decoding.py."""
-    return nnx.merge(structure, params).step_weights(precision)
+    return nnx.merge(structure, params).search_weights(precision)
 
 
 @partial(jax.jit, static_argnames=("structure", "length", "mesh", "beam_size", "results"))
@@ -34,7 +34,7 @@ def translate_batch(
     prefix: Int[Array, "B P"] | None,
     alpha: Float[Array, ""],
     *,
-    weights: Any,  # of the model, see step_weights
+    weights: Any,  # of the model, see search_weights
     structure: nnx.GraphDef,
     length: int,
     mesh: Mesh | None,

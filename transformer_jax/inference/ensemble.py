@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.data.batch import Tokens
-from transformer_jax.model.decoding import StepWeights
+from transformer_jax.model.decoding import SearchWeights
 from transformer_jax.model.transformer import Transformer
 
 
@@ -52,11 +52,11 @@ class Ensemble(nnx.Module):
         """Room for each model's keys and values, [B, W, H, L, ...]."""
         return [model.empty_cache(batch, width, length) for model in self.models]
 
-    def step_weights(self, precision: str | None = None) -> list[StepWeights]:
+    def search_weights(self, precision: str | None = None) -> list[SearchWeights]:
         """Each model's weights for `decode_step`."""
-        return [model.step_weights(precision) for model in self.models]
+        return [model.search_weights(precision) for model in self.models]
 
-    def read_source(self, source: Tokens, weights: list[StepWeights]) -> list[Any]:
+    def read_source(self, source: Tokens, weights: list[SearchWeights]) -> list[Any]:
         """Each model's keys and values of the source."""
         pairs = zip(self.models, weights, strict=True)
         return [model.read_source(source, of_model) for model, of_model in pairs]
@@ -68,10 +68,10 @@ class Ensemble(nnx.Module):
         cache: list[Any],
         cross: list[Any],
         source_segments: Int[Array, "B S"],
-        weights: list[StepWeights] | None = None,
+        weights: list[SearchWeights] | None = None,
     ) -> tuple[Float[Array, "B W VOCAB"], list[Any]]:
         """log of the mean probability of the token at `position`, given the tokens before it."""
-        weights = weights or self.step_weights()
+        weights = weights or self.search_weights()
         logits, caches = zip(
             *(
                 model.decode_step(ids, position, own, others, source_segments, of_model)

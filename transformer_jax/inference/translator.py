@@ -23,7 +23,7 @@ from transformer_jax.config import PRECISIONS, DecodeConfig
 from transformer_jax.data.batch import EOS
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
-from transformer_jax.inference.batches import make_step_weights, sample_batch, translate_batch
+from transformer_jax.inference.batches import make_search_weights, sample_batch, translate_batch
 from transformer_jax.inference.beam_search import BeamResult, length_penalty
 from transformer_jax.inference.encoding import Counts, encode_lines, encode_pairs, encode_prefixes
 from transformer_jax.inference.ensemble import Ensemble
@@ -36,7 +36,7 @@ from transformer_jax.inference.padding import (
     pad,
     pad_prefixes,
 )
-from transformer_jax.model.decoding import StepWeights
+from transformer_jax.model.decoding import SearchWeights
 from transformer_jax.model.transformer import Transformer
 
 Params = Any  # the model's weights, nested by module and parameter name
@@ -81,7 +81,7 @@ class Translator:
         self.vocabulary, self.decode, self.mesh = vocabulary, decode, mesh
         self.max_length = max_length
         self.precision = precision
-        self._made: Any = None  # see _step_weights
+        self._made: Any = None  # see _search_weights
         self.steps: tuple[int, ...] = ()  # after how many training steps, if from_workdir knows
         # A table of learned positions has no rows behind its last.
         members = model.models if isinstance(model, Ensemble) else [model]
@@ -205,7 +205,8 @@ class Translator:
           lines: one sentence each.
           options: how to search, and what to say.
           prefixes: what each line's translation begins with, or blank for those without; its pieces
-            are forced, and their probability counts. It may exceed the limit, and is then all there is.
+            are forced, up to the model's largest length, and their probability counts. It may exceed the limit,
+            and is then all there is.
           first_line: the number of the first line in the whole text; samples depend on it.
           counts: is added to, instead of a warning that lines were cut.
           before_batch: called before each batch; what it raises ends the search.
@@ -340,7 +341,7 @@ class Translator:
             np.float32(self._alpha(options)),
         )
         shape = {
-            "weights": self._step_weights(),
+            "weights": self._search_weights(),
             "structure": self.structure,
             "length": multiple_of_8(most),
             "mesh": self.mesh,
@@ -364,10 +365,10 @@ class Translator:
             )
         return jax.device_get(result)
 
-    def _step_weights(self) -> StepWeights | list[StepWeights]:
+    def _search_weights(self) -> SearchWeights | list[SearchWeights]:
         """Those of `params`, made when they are needed first."""
         if self._made is None:
-            self._made = make_step_weights(
+            self._made = make_search_weights(
                 self.params, structure=self.structure, precision=self.precision
             )
         return self._made

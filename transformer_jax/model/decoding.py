@@ -86,7 +86,7 @@ def _integers(x: Array, axis: int) -> tuple[Array, Array, Array]:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class EncoderWeights:
+class EncoderLayerWeights:
     """The matrices of an encoder layer."""
 
     projections: Matrix  # queries, keys and values, side by side
@@ -97,7 +97,7 @@ class EncoderWeights:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LayerWeights:
+class DecoderLayerWeights:
     """The matrices of a decoder layer."""
 
     memory: Matrix  # keys and values of the encoder's output, side by side
@@ -111,15 +111,15 @@ class LayerWeights:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class StepWeights:
+class SearchWeights:
     """All matrices of a search."""
 
-    encoder: Sequence[EncoderWeights]
-    layers: Sequence[LayerWeights]  # of the decoder
+    encoder: Sequence[EncoderLayerWeights]
+    decoder: Sequence[DecoderLayerWeights]
     vocabulary: Matrix
 
 
-def step_weights(model: "Transformer", precision: str) -> StepWeights:
+def search_weights(model: "Transformer", precision: str) -> SearchWeights:
     """The matrices for `read_source` and `decode_step`, in one of config.PRECISIONS."""
 
     def matrix(*side_by_side: Any) -> Matrix:
@@ -127,18 +127,18 @@ def step_weights(model: "Transformer", precision: str) -> StepWeights:
         bias = jnp.concatenate([dense.bias[...] for dense in side_by_side])
         return Matrix.of(kernel, bias, precision)
 
-    def of_encoder(layer: "EncoderLayer") -> EncoderWeights:
+    def of_encoder(layer: "EncoderLayer") -> EncoderLayerWeights:
         attention, feed_forward = layer.self_attention, layer.feed_forward
-        return EncoderWeights(
+        return EncoderLayerWeights(
             matrix(attention.query, attention.key, attention.value),
             matrix(attention.out),
             matrix(feed_forward.expand),
             matrix(feed_forward.contract),
         )
 
-    def of_decoder(layer: "DecoderLayer") -> LayerWeights:
+    def of_decoder(layer: "DecoderLayer") -> DecoderLayerWeights:
         own, cross, feed_forward = layer.self_attention, layer.cross_attention, layer.feed_forward
-        return LayerWeights(
+        return DecoderLayerWeights(
             matrix(cross.key, cross.value),
             matrix(own.query, own.key, own.value),
             matrix(own.out),
@@ -150,7 +150,7 @@ def step_weights(model: "Transformer", precision: str) -> StepWeights:
 
     embedding = model.embedding
     bias = None if embedding.bias is None else embedding.bias[...]
-    return StepWeights(
+    return SearchWeights(
         [of_encoder(layer) for layer in model.encoder],
         [of_decoder(layer) for layer in model.decoder],
         Matrix.of(embedding.table[...], bias, precision, by_row=True),
@@ -159,7 +159,7 @@ def step_weights(model: "Transformer", precision: str) -> StepWeights:
 
 def attend_in_source(
     attention: "MultiHeadAttention",
-    weights: EncoderWeights,
+    weights: EncoderLayerWeights,
     x: Float[Array, "B S D"],
     segments: Int[Array, "B S"],
 ) -> Float[Array, "B S D"]:
@@ -176,7 +176,9 @@ def attend_in_source(
 
 
 def feed_forward(
-    layer: "FeedForward", weights: EncoderWeights | LayerWeights, x: Float[Array, "B W D"]
+    layer: "FeedForward",
+    weights: EncoderLayerWeights | DecoderLayerWeights,
+    x: Float[Array, "B W D"],
 ) -> Float[Array, "B W D"]:
     """Section 3.3, equation 2."""
     hidden = layer.activate(weights.expand(x).astype(x.dtype))
@@ -184,7 +186,7 @@ def feed_forward(
 
 
 def keys_of_memory(
-    attention: "MultiHeadAttention", weights: LayerWeights, memory: Float[Array, "B S D"]
+    attention: "MultiHeadAttention", weights: DecoderLayerWeights, memory: Float[Array, "B S D"]
 ) -> KeysValues:
     """What a decoder layer looks at in the encoder's output: [B, H, S, K], [B, H, S, V]."""
     heads = attention.config.num_heads
@@ -197,7 +199,7 @@ def keys_of_memory(
 
 def attend_to_self(
     attention: "MultiHeadAttention",
-    weights: LayerWeights,
+    weights: DecoderLayerWeights,
     x: Float[Array, "B W D"],
     position: Int[Array, ""],
     cache: KeysValues,
@@ -228,7 +230,7 @@ def attend_to_self(
 
 def attend_to_source(
     attention: "MultiHeadAttention",
-    weights: LayerWeights,
+    weights: DecoderLayerWeights,
     x: Float[Array, "B W D"],
     cross: KeysValues,
     source_segments: Int[Array, "B S"],

@@ -14,16 +14,16 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.data.batch import Batch, Tokens
 from transformer_jax.model.attention import MultiHeadAttention
 from transformer_jax.model.decoding import (
-    EncoderWeights,
+    DecoderLayerWeights,
+    EncoderLayerWeights,
     KeysValues,
-    LayerWeights,
-    StepWeights,
+    SearchWeights,
     attend_in_source,
     attend_to_self,
     attend_to_source,
     feed_forward,
     keys_of_memory,
-    step_weights,
+    search_weights,
 )
 from transformer_jax.model.embeddings import Embedding
 from transformer_jax.model.layers import FeedForward, Residual, layer_norm
@@ -61,7 +61,7 @@ class EncoderLayer(nnx.Module):
         )
 
     def read(
-        self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], weights: EncoderWeights
+        self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], weights: EncoderLayerWeights
     ) -> Float[Array, "B S D"]:
         """The same for a search, in its precision."""
         dtype = x.dtype
@@ -121,7 +121,7 @@ class DecoderLayer(nnx.Module):
         cache: KeysValues,
         cross: KeysValues,
         source_segments: Int[Array, "B S"],
-        weights: LayerWeights,
+        weights: DecoderLayerWeights,
     ) -> tuple[Float[Array, "B W D"], KeysValues]:
         """One position of W hypotheses a sentence; `cache` gains the position's keys and values."""
         dtype = x.dtype
@@ -300,7 +300,7 @@ class Transformer(nnx.Module):
         both = [layer.cross_attention.project_keys(memory) for layer in self.decoder]
         return [(keys.swapaxes(1, 2), values.swapaxes(1, 2)) for keys, values in both]
 
-    def read_source(self, source: Tokens, weights: StepWeights) -> list[KeysValues]:
+    def read_source(self, source: Tokens, weights: SearchWeights) -> list[KeysValues]:
         """What `cross_cache` makes of `encode`'s output, computed with a search's weights."""
         x = self._with_positions(self.embedding.embed(source.ids), source.positions)
         for encoder_layer, of_encoder in zip(self.encoder, weights.encoder, strict=True):
@@ -308,7 +308,7 @@ class Transformer(nnx.Module):
         x = x if self.encoder_norm is None else self.encoder_norm(x)
         return [
             keys_of_memory(layer.cross_attention, of_decoder, x)
-            for layer, of_decoder in zip(self.decoder, weights.layers, strict=True)
+            for layer, of_decoder in zip(self.decoder, weights.decoder, strict=True)
         ]
 
     def empty_cache(self, batch: int, width: int, length: int) -> list[KeysValues]:
@@ -320,12 +320,12 @@ class Transformer(nnx.Module):
             for _ in self.decoder
         ]
 
-    def step_weights(self, precision: str | None = None) -> StepWeights:
+    def search_weights(self, precision: str | None = None) -> SearchWeights:
         """The weights of a search, in one of config.PRECISIONS, by default in the compute dtype.
 
         Made once, outside the search's loop.
         """
-        return step_weights(self, precision or compute_dtype(self.config.dtype).name)
+        return search_weights(self, precision or compute_dtype(self.config.dtype).name)
 
     def decode_step(
         self,
@@ -334,7 +334,7 @@ class Transformer(nnx.Module):
         cache: list[KeysValues],
         cross: list[KeysValues],
         source_segments: Int[Array, "B S"],
-        weights: StepWeights | None = None,
+        weights: SearchWeights | None = None,
     ) -> tuple[Float[Array, "B W VOCAB"], list[KeysValues]]:
         """Logits of the token at `position`, given the tokens before it.
 
@@ -344,15 +344,15 @@ class Transformer(nnx.Module):
           cache: keys and values of the earlier positions, from `empty_cache` or the last step.
           cross: from `cross_cache`, or from `read_source` with the same weights.
           source_segments: 0 where the source is padding.
-          weights: from `step_weights`, by default its default.
+          weights: from `search_weights`, by default its default.
         """
-        weights = weights or self.step_weights()
+        weights = weights or self.search_weights()
         x = self.embedding.embed(ids)
         x = jnp.where(position == 0, self.embedding.start(x.dtype), x)
         longest = cache[0][0].shape[3]
         x = self._with_positions(x, jnp.broadcast_to(position, ids.shape), longest)
         new_cache = []
-        for layer, *entries in zip(self.decoder, cache, cross, weights.layers, strict=True):
+        for layer, *entries in zip(self.decoder, cache, cross, weights.decoder, strict=True):
             keys_values, cross_keys_values, of_layer = entries
             x, keys_values = layer.step(
                 x, position, keys_values, cross_keys_values, source_segments, of_layer
