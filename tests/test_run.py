@@ -93,8 +93,8 @@ def test_a_run_folder_holds_all_that_the_design_says(finished):
     assert {4, 6} <= set(saved_steps(workdir))
     assert list((workdir / "tensorboard").iterdir())
     names = {path.name for path in (workdir / "translations").iterdir()}
-    assert {"validation.3.txt", "validation.6.txt", "test.6.txt"} <= names
-    assert len((workdir / "translations" / "test.6.txt").read_text().splitlines()) == 30
+    assert {"validation.3.txt", "validation.6.txt", "test.average.6.txt"} <= names
+    assert len((workdir / "translations" / "test.average.6.txt").read_text().splitlines()) == 30
     assert "run folder" in describe(summary) and "test BLEU" in describe(summary)
 
 
@@ -130,7 +130,7 @@ def test_tensorboard_has_the_scalars_of_metrics_jsonl(finished):
 
 def test_the_summary_is_what_sacrebleu_says_of_the_written_translations(finished):
     config, summary = finished
-    text = (summary.workdir / "translations" / "test.6.txt").read_text().splitlines()
+    text = (summary.workdir / "translations" / "test.average.6.txt").read_text().splitlines()
     reference = Path(config.data.path.format(split="test", lang="de")).read_text().splitlines()
     expected = sacrebleu.corpus_bleu(text, [reference]).score
     assert summary.scores["bleu"] == pytest.approx(expected, abs=1e-3)
