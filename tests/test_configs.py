@@ -40,11 +40,8 @@ def test_a_smoke_run_downloads_nothing(name):
     assert (data.source, data.splits["test"]) == ("phrasebook", "test")
 
 
-# One of them in every run of the suite; what they differ in is sizes.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name != "big" else []) for name in NAMES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_every_config_has_a_smoke_run(name, tmp_path):
     config = get_config(name, "tiny")
     config.data.source = "text"

@@ -203,6 +203,7 @@ def first_save(workdir: Path, running: list[subprocess.Popen]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_and_any_mesh_goes_on(words, tmp_path):
     """SIGTERM to process 1 of 2; then four devices, then one with fsdp, as if nothing had been."""
     words.train.num_steps = 60
