@@ -60,7 +60,7 @@ ENTRY %main (a: bf16[2,4]) -> bf16[8,4] {
     assert overlapped == {Collective("all-gather", 4): 64}
 
 
-@pytest.mark.parametrize("axis", ["data", "fsdp"])
+@pytest.mark.parametrize("axis", [pytest.param("data", marks=pytest.mark.slow), "fsdp"])
 def test_devices_that_share_a_batch_exchange_weights_and_one_gradient(small_config, axis):
     """4 bytes a parameter to add up a gradient, and where weights are split, as much to gather them.
 

@@ -67,8 +67,8 @@ def one_device(noisy_config):
     "how",
     [
         {"sizes": (2, 2, 2), "logits_chunk": 7},  # test_meshes.py has more
-        {"accumulate": 4},
-        {"sizes": (4, 1, 1), "accumulate": 2},
+        pytest.param({"accumulate": 4}, marks=pytest.mark.slow),
+        pytest.param({"sizes": (4, 1, 1), "accumulate": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -148,6 +148,7 @@ def test_a_step_is_the_gradient_that_optax_would_follow(small_config):
         assert close.mean() > 0.99, f"{jax.tree_util.keystr(path)}: {(~close).sum()} entries differ"
 
 
+@pytest.mark.slow  # so do many others, at the commands
 def test_training_learns(small_config):
     """The same batch over and over: the loss must fall far below that of guessing."""
     small_config.optimizer.peak_rate = 1e-2
@@ -191,7 +192,7 @@ def poisoned(state):
     return dataclasses.replace(state, params=jax.device_put(params))
 
 
-@pytest.mark.parametrize("how", ["not finite", "exploded"])
+@pytest.mark.parametrize("how", ["not finite", pytest.param("exploded", marks=pytest.mark.slow)])
 def test_a_bad_step_changes_nothing_but_the_step(small_config, how):
     """And the next good one goes on from there; a good step is the control."""
     run = resolve(small_config)
@@ -249,6 +250,7 @@ def test_rematerialised_layers_keep_little_for_the_backward_pass(noisy_config):
     assert 0 < kept(True) < 0.3 * kept(False)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_copy_computes_and_float32_weights_learn(small_config):
     """The loss is that of the rounded weights; updates too small for bfloat16 add up all the same."""
     small_config.model.dropout = 0.0
