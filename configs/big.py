@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's big model on WMT14 English-German: table 2, and the last row of table 3.
 
-213 million parameters in the paper (214 here, with its 37,000 pieces and biases), 300,000 steps. The paper reports 28.4
-BLEU on newstest2014, after 3.5 days on eight P100.
+213 million parameters in the paper (214 here, with its 37,000 pieces and biases), 300,000 steps. The
+paper reports 28.4 BLEU on newstest2014, after 3.5 days on eight P100.
 
     python -m transformer_jax.main --config=configs/big.py
 

@@ -29,7 +29,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from transformer_jax import distributed
 from transformer_jax.config import Config, ConfigError, ModelConfig
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, first_line
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.sharding import spread
@@ -128,11 +128,11 @@ class Checkpoints:
                 if jax.process_count() > 1:  # the others may have read their parts of it
                     raise UserError(
                         f"checkpoint {step} in {_folder(self.workdir)} cannot be read "
-                        f"({_first_line(error)}); move it away, and the same command goes on from "
+                        f"({first_line(error)}); move it away, and the same command goes on from "
                         "the one before it"
                     ) from error
                 _warn_of_damage(self.workdir, step, error)
-                failures[step] = _first_line(error)
+                failures[step] = first_line(error)
                 continue
             for damaged in failures:
                 self._move_away(damaged)
@@ -168,7 +168,7 @@ def _told_as_user_error(folder: Path, size: int) -> Iterator[None]:
         before = _steps_in(folder)
         last = f"the last whole one is that of step {before[-1]}" if before else "none is before it"
         raise UserError(
-            f"a checkpoint could not be saved in {folder}: {_first_line(error)}; it needs "
+            f"a checkpoint could not be saved in {folder}: {first_line(error)}; it needs "
             f"{size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; {last}; "
             "make room, and give the same command again"
         ) from error
@@ -249,7 +249,7 @@ def load_state(workdir: Path, step: int, like: TrainState) -> TrainState:
         raise
     except Exception as error:  # as in Checkpoints.restore
         raise UserError(
-            f"checkpoint {step} in {folder.parent} cannot be read ({_first_line(error)}); "
+            f"checkpoint {step} in {folder.parent} cannot be read ({first_line(error)}); "
             "move it away, and the one before it serves"
         ) from error
     return TrainState(spread(np.int32(step), like.step.sharding), params, optimizer)
@@ -284,7 +284,7 @@ def average(workdir: str | Path, last: int) -> Path:
         except UserError:
             raise
         except Exception as error:  # as in Checkpoints.restore
-            log.warning("checkpoint %d is left out of the average: %s", step, _first_line(error))
+            log.warning("checkpoint %d is left out of the average: %s", step, first_line(error))
             continue
         # In float64 on the host, so that the order of the checkpoints does not matter.
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
@@ -467,11 +467,7 @@ def _steps_in(folder: Path) -> list[int]:
 
 
 def _warn_of_damage(workdir: Path, step: int, error: Exception) -> None:
-    reason = _first_line(error)
+    reason = first_line(error)
     log.warning(
         "checkpoint %d of %s is damaged (%s); trying the one before it", step, workdir, reason
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

@@ -316,7 +316,7 @@ def shrink(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Co
     config.model.num_heads = 2
     config.model.d_k = config.model.d_v = 16
     config.data.source = "phrasebook"
-    config.data.splits = {"train": "train", "validation": "validation", "test": "test"}
+    config.data.splits = default_config().data.splits
     config.data.vocab_size = 300
     config.data.max_length = 64
     config.data.batch_tokens = 1024

@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.errors import UserError, mendable
+from transformer_jax.errors import UserError, first_line, mendable
 
 # A process that gives no sign of life for so long counts as dead: JAX then ends the others.
 HEARTBEAT_SECONDS = 60
@@ -72,7 +72,7 @@ def start(
             cluster_detection_method="deactivate" if coordinator else None,
         )
     except (ValueError, RuntimeError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise UserError(
             f"the processes of this run did not find each other: {reason} (where nothing tells "
             "--distributed how many there are: --coordinator, --num_processes, --process_id)"
@@ -187,7 +187,7 @@ def end_at_once(error: BaseException) -> NoReturn:
     elif isinstance(error, KeyboardInterrupt):
         message, code = "interrupted", 130
     elif lost_another(error):
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = first_line(error)
         message, code = (
             (
                 "another process of this run has died or cannot be reached; start all of them again, they "

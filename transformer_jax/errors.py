@@ -19,6 +19,11 @@ class UserError(Exception):
     """One line that names the culprit and the remedy. Commands print it and exit with code 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the explanations that follow in some; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+
+
 def mendable(error: BaseException) -> UserError | None:
     """The line for what a full disk, missing rights, or a device's full memory raised anywhere."""
     if isinstance(error, OSError) and error.errno in _DISK:
@@ -30,7 +35,7 @@ def mendable(error: BaseException) -> UserError | None:
         return UserError(
             "the memory of a device is full; training needs less with config.train.accumulate, "
             "config.train.remat=True or config.train.logits_chunk=2048, and --dry_run says what a step needs "
-            f"({str(error).strip().splitlines()[0][:200]})"
+            f"({first_line(error)})"
         )
     return None
 

@@ -35,8 +35,8 @@ from transformer_jax.training.sharding import batch_ways, make_mesh, share_of_pr
 
 log = logging.getLogger(__name__)
 
-# What may differ when a run goes on, besides the mesh and the search: none of it changes batches, or what the model
-# learns from one.
+# What may differ when a run goes on, besides the mesh and the search: none of it changes batches, or
+# what the model learns from one.
 _FREE = {
     "train.num_steps",
     "train.log_every",

@@ -167,6 +167,19 @@ def test_a_folder_that_was_half_deleted_is_written_again(
     assert len(tokenize(corpus_of(PAIRS), vocabulary, max_length=99, folder=folder)) == 500
 
 
+@pytest.mark.parametrize("lost", ["report.json", "lengths.npy"])
+def test_a_folder_that_is_not_whole_is_named(
+    vocabulary: Vocabulary, tmp_path: Path, lost: str
+) -> None:
+    folder = tmp_path / "train"
+    tokenize(corpus_of(PAIRS), vocabulary, max_length=99, folder=folder)
+    (folder / lost).unlink()
+    with pytest.raises(
+        UserError, match=rf"train has no whole tokenised corpus .*{lost}.*delete it"
+    ):
+        TokenizedCorpus.load(folder)
+
+
 def test_a_damaged_report_is_no_report(vocabulary: Vocabulary, tmp_path: Path) -> None:
     folder = tmp_path / "train"
     for damage in ("", "{", "[]", '{"made_from": 3}'):

@@ -17,7 +17,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.inference.encoding import Counts
 from transformer_jax.inference.ensemble import Ensemble, log_mean
 from transformer_jax.inference.forced import align_words, force
-from transformer_jax.inference.hypotheses import SearchOptions, perplexity
+from transformer_jax.inference.hypotheses import SearchOptions, perplexity, perplexity_of
 from transformer_jax.inference.padding import pad
 from transformer_jax.inference.sampling import Sampling
 from transformer_jax.inference.translator import Translator
@@ -122,6 +122,7 @@ def test_pairs_with_a_blank_side_have_no_probability(translator):
         math.exp(-last.log_prob / (len(last.tokens) + 1)), rel=1e-6
     )
     assert math.isnan(perplexity(said[:2]))
+    assert perplexity_of(-1e6, 10) == math.inf
     with pytest.raises(UserError, match="2 sources and 1 targets are no pairs"):
         translator.score(["a", "b"], ["c"])
 

@@ -56,7 +56,8 @@ class TokenizedCorpus:
             lengths = np.load(folder / "lengths.npy", mmap_mode="r")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{folder} has no tokenised corpus ({error}); the run's own command makes it"
+                f"{folder} has no whole tokenised corpus ({error}); delete it, and the run's own command "
+                "makes it again"
             ) from None
         records = grain.sources.ArrayRecordDataSource(str(folder / "pairs.array_record"))
         return cls(lengths, report, records)

@@ -76,4 +76,5 @@ def perplexity(hypotheses: Iterable[Hypothesis]) -> float:
 
 def perplexity_of(log_prob: float, tokens: int) -> float:
     """exp(-log P / tokens); inf where that is too large for a float."""
-    return float(np.exp(-np.float64(log_prob) / tokens)) if tokens else math.nan
+    with np.errstate(over="ignore"):
+        return float(np.exp(-np.float64(log_prob) / tokens)) if tokens else math.nan
