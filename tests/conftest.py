@@ -31,8 +31,10 @@ jaxtyping.install_import_hook(
     "beartype.beartype",
 ).__enter__()
 
-from transformer_jax.config import default_config  # noqa: E402
+from tests.small_runs import tiny, write_corpus  # noqa: E402
+from transformer_jax.config import default_config, resolve  # noqa: E402
 from transformer_jax.data.batch import Batch, Tokens  # noqa: E402
+from transformer_jax.run import run_training  # noqa: E402
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("default")
@@ -65,6 +67,14 @@ def small_config() -> ml_collections.ConfigDict:
     config.data.batch_tokens = 512
     config.optimizer.warmup_steps = 10
     return config
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A run to its end: its config and its summary."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = tiny(write_corpus(folder / "corpus"))
+    return config, run_training(resolve(config), folder / "run")
 
 
 def random_tokens(

@@ -4,6 +4,7 @@
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,30 @@ import jax
 import ml_collections
 import numpy as np
 
-from tests.test_run import command
 from transformer_jax.checkpoints import load_params
 
 ROOT = Path(__file__).parents[1]
+
+
+def command(config: ml_collections.ConfigDict, workdir: Path, *flags: str) -> list[str]:
+    """The command line that trains this config."""
+    path = workdir.parent / "config_of_test.py"
+    path.write_text(
+        "import json, ml_collections\n"
+        f"def get_config(): return ml_collections.ConfigDict(json.loads({config.to_json()!r}))\n"
+    )
+    return [
+        sys.executable,
+        "-m",
+        "transformer_jax.main",
+        f"--config={path}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
 
 
 def launch(

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tests import processes
-from tests.test_run import ROOT, tiny, write_corpus
+from tests.processes import ROOT
+from tests.small_runs import tiny, write_corpus
 from transformer_jax import distributed
 from transformer_jax.checkpoints import saved_steps
 from transformer_jax.config import resolve

@@ -7,7 +7,8 @@ from collections import Counter
 import jax
 import pytest
 
-from tests.test_run import ROOT, command, environment, tiny, write_corpus
+from tests.processes import ROOT, command, environment
+from tests.small_runs import tiny, write_corpus
 from transformer_jax import dry_run as module
 from transformer_jax.collectives import Collective, bytes_of_collectives, bytes_sent
 from transformer_jax.config import MeshConfig, resolve

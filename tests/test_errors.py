@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from transformer_jax.errors import mendable
+from transformer_jax.errors import mendable, run_command
 
 FAILING = """
 import jax.numpy as jnp
@@ -46,3 +46,17 @@ def test_a_disk_s_errors_name_the_file(number):
     line = str(mendable(OSError(number, "why", "runs/x")))
     assert line == "runs/x cannot be read or written: why"
     assert mendable(OSError(errno.EBADF, "a bug")) is None
+
+
+def test_a_full_disk_is_one_line(capsys, monkeypatch):
+    def main(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr(sys, "argv", ["main"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert (
+        error == "error: runs/x/metrics.jsonl cannot be read or written: No space left on device\n"
+    )

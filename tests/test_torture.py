@@ -15,7 +15,7 @@ import pytest
 
 from configs import base, demo
 from tests import processes
-from tests.test_run import tiny, write_corpus
+from tests.small_runs import tiny, write_corpus
 from transformer_jax.checkpoints import load_params, saved_steps
 
 EVAL_EVERY = 20

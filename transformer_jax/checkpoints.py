@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -167,10 +168,12 @@ def _told_as_user_error(folder: Path, size: int) -> Iterator[None]:
         free = shutil.disk_usage(folder.parent).free
         before = _steps_in(folder)
         last = f"the last whole one is that of step {before[-1]}" if before else "none is before it"
+        full = free < size or re.search("no space|quota", str(error), re.IGNORECASE)
+        remedy = "make room" if full else "mend that"
         raise UserError(
             f"a checkpoint could not be saved in {folder}: {first_line(error)}; it needs "
             f"{size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; {last}; "
-            "make room, and give the same command again"
+            f"{remedy}, and give the same command again"
         ) from error
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there as a whole or not at all, even if the process dies while it writes."""
+"""Files: written as a whole or not at all, even if the process dies meanwhile; read as strict UTF-8."""
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -31,6 +32,25 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def decode_line(line: bytes, number: int, name: str | Path) -> str:
+    """The text of a file's line, from 1; only a line feed ends one, a form feed or U+2028 is text.
+
+    A carriage return at its end is no text, nor is a byte order mark at the beginning of the first.
+
+    Raises:
+      UserError: it is not UTF-8.
+    """
+    if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+    try:
+        return line.removesuffix(b"\n").removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}, line {number}, is not UTF-8 (byte {error.start + 1}: 0x{line[error.start]:02x}); "
+            "convert the file, such as with iconv -f latin1 -t utf-8"
+        ) from None
 
 
 def lock(file: IO[Any]) -> None:

@@ -84,7 +84,7 @@ ONE_SPLIT = {"train": "train", "validation": "", "test": ""}
     ("english", "german", "changes", "culprits"),
     [
         (b"a\nb\n", b"a\n", {}, ["train.en has 2 lines", "train.de has 1"]),
-        (b"a\n\xe9t\xe9\n", b"a\nb\n", {}, ["train.en line 2", "UTF-8", "iconv"]),
+        (b"a\n\xe9t\xe9\n", b"a\nb\n", {}, ["train.en, line 2", "UTF-8", "iconv"]),
         (b"", b"", {}, ["train.en is empty"]),
         (b"a\n", b"a\n", {"source_lang": "fr"}, ["train.fr does not exist", "train.fr.gz"]),
         (b"a\n", b"a\n", {"path": "x/{split}.en"}, ["config.data.path", "{lang}"]),

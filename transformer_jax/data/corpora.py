@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where sentence pairs come from: the built-in phrasebook, text files, or a TFDS data set."""
 
-import codecs
 import dataclasses
 import functools
 import gzip
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 from transformer_jax.config import DataConfig
 from transformer_jax.errors import UserError
+from transformer_jax.files import decode_line
 
 Pair = tuple[str, str]
 
@@ -135,20 +135,11 @@ def _find(data: DataConfig, split: str, language: str) -> Path:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, ended by line feeds alone: a form feed or U+2028 is text."""
     opener: Callable[..., BinaryIO] = gzip.open if path.suffix == ".gz" else open  # type: ignore
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                try:
-                    yield line.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path} line {number} is not UTF-8 (byte {error.start + 1}); convert the "
-                        "file, such as with iconv -f latin1 -t utf-8"
-                    ) from None
+                yield decode_line(line, number, path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

@@ -10,17 +10,14 @@ import sys
 from pathlib import Path
 
 from transformer_jax.errors import UserError
-from transformer_jax.files import write_whole
+from transformer_jax.files import decode_line, write_whole
 
 _BLOCK = 1 << 20  # bytes that are read at a time
 _COUNTED = 10_000  # lines that are counted at a time
 
 
 class Lines:
-    """The lines of a file, or of stdin, a bounded part of them at a time.
-
-    A carriage return at a line's end is no text, nor is a byte order mark at the beginning.
-    """
+    """The lines of a file, or of stdin, a bounded part of them at a time; see `decode_line`."""
 
     def __init__(self, path: str | Path | None, *, patience: float | None = None):
         """Open it.
@@ -73,11 +70,9 @@ class Lines:
                 continue
             line = self._ready.popleft()
             self._digest.update(line + b"\n")
-            if not self.taken:
-                line = line.removeprefix(codecs.BOM_UTF8)
             self.taken += 1
             size += len(line)
-            lines.append(_decode(line, self.taken, self.name))
+            lines.append(decode_line(line, self.taken, self.name))
         return lines
 
     def _more_soon(self) -> bool:
@@ -148,13 +143,3 @@ def check_writable(path: str | Path) -> None:
     else:
         return
     raise UserError(f"{path} cannot be written: {reason}")
-
-
-def _decode(line: bytes, number: int, name: str | Path) -> str:
-    try:
-        return line.removesuffix(b"\r").decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name}, line {number}, is not UTF-8 (byte {error.start + 1}: "
-            f"0x{line[error.start]:02x}); convert it, for example with iconv"
-        ) from None
