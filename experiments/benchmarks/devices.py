@@ -2,11 +2,16 @@
 """What sharding itself costs: a step on eight virtual devices against the same step on one.
 
     python -m experiments.benchmarks.devices
-    python -m experiments.benchmarks.devices --model=tiny --repeats=3
+    python -m experiments.benchmarks.devices --batch_tokens=1024
+    python -m experiments.benchmarks.devices --axis=fsdp
+    python -m experiments.benchmarks.devices --model=tiny --repeats=5
 
 Both are processes of our own training loop on a CPU, one with one device, one with eight that share
-each batch (`data=8`); the cores, the batches and the arithmetic are the same. They take turns, and the
-time of eight over the time of one is taken within a round. Needs the extra `benchmark` for psutil.
+each batch; the cores, the batches and the arithmetic are the same. They take turns, and medians are of
+single steps. What eight do that one does not: add up eight gradients, and, along `data`, change eight
+copies of the weights. That takes as long for any batch; two sizes tell how long. A process starts anew
+for each of its turns, so that memory need not hold both: base needs 20 GB. Needs the extra `benchmark`
+for psutil.
 """
 
 import dataclasses
@@ -19,15 +24,16 @@ from pathlib import Path
 from absl import flags
 
 from experiments.benchmarks.report import describe_machine, summary, table
-from experiments.benchmarks.turns import Worker, take_turns
+from experiments.benchmarks.turns import Laps, Worker, take_turns
 from transformer_jax import errors
 
 _MODEL = flags.DEFINE_enum("model", "base", ["tiny", "base"], "The model's sizes.")
+_AXIS = flags.DEFINE_enum("axis", "data", ["data", "fsdp"], "Of the mesh; eight devices along it.")
 _BATCH_TOKENS = flags.DEFINE_integer(
-    "batch_tokens", 4096, "Of a step, a side; all devices together.", lower_bound=1024
+    "batch_tokens", 2048, "Of a step, a side; all devices together.", lower_bound=1024
 )
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds that count.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 3, "Steps of a turn, about.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Processes of each.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 6, "That each process is timed for.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "experiments/results/devices_cpu.json", "The figures.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark-devices", "Tokenised data and logs.")
 
@@ -37,19 +43,19 @@ _CONTESTANTS = {"ours-1-device": 1, "ours-8-devices": 8}
 def main(_: Sequence[str]) -> None:
     """Prepare the data, let the two take turns, print and save what they did."""
     folder = Path(_WORKDIR.value).absolute()
-    config = prepare_data(_MODEL.value, _BATCH_TOKENS.value, folder)
     machine = describe_machine()
-    workers: list[Worker] = []
-    try:
+    configs = {name: prepare_data(folder, devices) for name, devices in _CONTESTANTS.items()}
+    laps: Laps = {name: [] for name in _CONTESTANTS}
+    versions: dict[str, str] = {}
+    for _ in range(_REPEATS.value):
         for name, devices in _CONTESTANTS.items():
-            workers.append(Worker(name, folder, config, {"JAX_NUM_CPU_DEVICES": str(devices)}))
-        laps = take_turns(
-            workers, rounds=_REPEATS.value, amount=_STEPS.value * 2 * _BATCH_TOKENS.value * 9 // 10
-        )
-    finally:
-        for worker in workers:
-            worker.close()
-    versions = {key: value for worker in workers for key, value in worker.versions.items()}
+            environment = {"JAX_NUM_CPU_DEVICES": str(devices)}
+            worker = Worker(name, folder, configs[name], environment)
+            try:
+                laps[name] += take_turns([worker], rounds=_STEPS.value, amount=1)[name]
+            finally:
+                worker.close()
+            versions |= worker.versions
     command = shlex.join(["python", "-m", "experiments.benchmarks.devices", *sys.argv[1:]])
     result = summary(laps) | {"command": command, "machine": machine, "versions": versions}
     output = Path(_OUTPUT.value)
@@ -64,20 +70,21 @@ def main(_: Sequence[str]) -> None:
     )
 
 
-def prepare_data(model: str, batch_tokens: int, folder: Path) -> Path:
-    """Tokenise the phrasebook once, for both; the path of the config."""
+def prepare_data(folder: Path, devices: int) -> Path:
+    """Tokenise the phrasebook once, for both; the path of the config for so many devices."""
     from configs import base, demo, multi30k  # after the flags: --help need not wait for JAX
     from transformer_jax.config import resolve
     from transformer_jax.data.pipeline import prepare
 
-    wanted = {"tiny": multi30k, "base": base}[model].get_config()
+    wanted = {"tiny": multi30k, "base": base}[_MODEL.value].get_config()
     sizes = resolve(wanted).model  # with the model's own vocabulary, of which the text uses a part
     wanted.data = demo.get_config().data
-    wanted.data.batch_tokens = batch_tokens
+    wanted.data.batch_tokens = _BATCH_TOKENS.value
     wanted.data.splits = {"train": "train", "validation": "", "test": ""}
+    wanted.mesh = {"data": 1, "fsdp": 1, "tensor": 1, _AXIS.value: devices}
     run = dataclasses.replace(resolve(wanted), model=sizes)
     prepare(run, folder)
-    config = folder / f"{model}.json"
+    config = folder / f"{_MODEL.value}.{devices}.json"
     config.write_text(run.to_json(), encoding="utf-8")
     return config
 
