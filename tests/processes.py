@@ -79,9 +79,9 @@ def finish(running: Sequence[subprocess.Popen], timeout: float = 300) -> list[tu
     return [(process.returncode, text) for process, text in zip(running, errors, strict=True)]
 
 
-def run(*arguments: Any, **options: Any) -> list[str]:
+def run(*arguments: Any, timeout: float = 300, **options: Any) -> list[str]:
     """Let a run go to its end; the stderr of its processes."""
-    ended = finish(launch(*arguments, **options))
+    ended = finish(launch(*arguments, **options), timeout)
     assert [code for code, _ in ended] == [0] * len(ended), ended
     return [text for _, text in ended]
 

@@ -87,12 +87,12 @@ def torture(killings: list[Killing], num_steps: int, folder: Path) -> None:
     config.train.checkpoint_every = 5
     config.train.log_every = 1
     config.decode.extra_length = 5
-    processes.run(config, folder / "whole", devices=2)
+    processes.run(config, folder / "whole", devices=2, timeout=1800)
     reached = 0
     for killing in killings:
         before, reached = reached, kill(killing, config, folder / "run", rng)
         assert before < reached < num_steps, f"no kill in the middle of the run: {killing}"
-    processes.run(config, folder / "run", devices=2)
+    processes.run(config, folder / "run", devices=2, timeout=1800)
     whole, survived = (load_params(folder / name)[1] for name in ("whole", "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, survived)
     for name in ("eval/perplexity", "eval/bleu", "test/bleu"):

@@ -3,15 +3,14 @@
 
     python -m experiments.benchmarks.devices
     python -m experiments.benchmarks.devices --batch_tokens=1024
-    python -m experiments.benchmarks.devices --axis=fsdp
-    python -m experiments.benchmarks.devices --model=tiny --repeats=5
+    python -m experiments.benchmarks.devices --model=tiny --axis=data --repeats=5
 
 Both are processes of our own training loop on a CPU, one with one device, one with eight that share
 each batch; the cores, the batches and the arithmetic are the same. They take turns, and medians are of
-single steps. What eight do that one does not: add up eight gradients, and, along `data`, change eight
-copies of the weights. That takes as long for any batch; two sizes tell how long. A process starts anew
-for each of its turns, so that memory need not hold both: base needs 20 GB. Needs the extra `benchmark`
-for psutil.
+single steps. What eight do that one does not: gather weights and add up eight gradients, or, along
+`data`, change eight copies of the weights. That takes as long for any batch; two sizes tell how long.
+A process starts anew for each of its turns, so that memory need not hold both: base needs 14 GB along
+`fsdp`, 20 GB and more along `data`. Needs the extra `benchmark` for psutil.
 """
 
 import dataclasses
@@ -28,9 +27,9 @@ from experiments.benchmarks.turns import Laps, Worker, take_turns
 from transformer_jax import errors
 
 _MODEL = flags.DEFINE_enum("model", "base", ["tiny", "base"], "The model's sizes.")
-_AXIS = flags.DEFINE_enum("axis", "data", ["data", "fsdp"], "Of the mesh; eight devices along it.")
+_AXIS = flags.DEFINE_enum("axis", "fsdp", ["fsdp", "data"], "Of the mesh; eight devices along it.")
 _BATCH_TOKENS = flags.DEFINE_integer(
-    "batch_tokens", 2048, "Of a step, a side; all devices together.", lower_bound=1024
+    "batch_tokens", 4096, "Of a step, a side; all devices together.", lower_bound=1024
 )
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Processes of each.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 6, "That each process is timed for.", lower_bound=1)
