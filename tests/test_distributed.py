@@ -251,6 +251,21 @@ def test_when_a_process_dies_or_hangs_the_other_ends(words, tmp_path, victim, se
     assert "another" in errors.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("error", "processes", "lost"),
+    [
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: the coordination service"), 2, True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), 2, True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), 1, False),
+        (ValueError("UNKNOWN: no space left on device"), 2, False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 2, False),
+    ],
+)
+def test_a_lost_process_is_not_taken_for_a_mistake(monkeypatch, error, processes, lost):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    assert distributed.lost_another(error) == lost
+
+
 def test_a_vote_of_one_process_counts_at_once():
     vote = distributed.Vote()
     assert [vote(number) for number in (0, 15, 0)] == [0, 15, 0]

@@ -9,6 +9,7 @@ import collections
 import ctypes
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -207,8 +208,8 @@ def end_at_once(error: BaseException) -> NoReturn:
 
 def lost_another(error: BaseException) -> bool:
     """Whether an error comes from a collective that another process did not take part in."""
-    return (
-        jax.process_count() > 1
-        and isinstance(error, jax.errors.JaxRuntimeError)
-        and not str(error).startswith("RESOURCE_EXHAUSTED")
-    )
+    text = str(error)
+    if jax.process_count() == 1 or text.startswith("RESOURCE_EXHAUSTED"):
+        return False
+    # Not every library that passes such an error on keeps its class.
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(re.search("Gloo|NCCL", text))
