@@ -63,12 +63,13 @@ def one_device(noisy_config):
     return losses(noisy_config)
 
 
+@pytest.mark.slow  # test_meshes.py has meshes, and the next test pieces
 @pytest.mark.parametrize(
     "how",
     [
-        {"sizes": (2, 2, 2), "logits_chunk": 7},  # test_meshes.py has more
-        pytest.param({"accumulate": 4}, marks=pytest.mark.slow),
-        pytest.param({"sizes": (4, 1, 1), "accumulate": 2}, marks=pytest.mark.slow),
+        {"sizes": (2, 2, 2), "logits_chunk": 7},
+        {"accumulate": 4},
+        {"sizes": (4, 1, 1), "accumulate": 2},
     ],
     ids=str,
 )
@@ -223,6 +224,7 @@ def test_a_bad_step_changes_nothing_but_the_step(small_config, how):
     )
 
 
+@pytest.mark.slow
 def test_rematerialised_layers_train_the_same_model(noisy_config, one_device):
     """With dropout on, which must drop the same entries when a layer is computed again."""
     noisy_config.train.remat = True
