@@ -190,7 +190,7 @@ def ptxas_report() -> list[dict[str, Any]]:
             report,
             re.DOTALL,
         ):
-            kernel = re.sub(r"(_mosaic_gpu_kernel|_\d*)$", "", entry["kernel"])
+            kernel = re.sub(r"(_mosaic_gpu_kernel|_+\d*)$", "", entry["kernel"])
             numbers = {name: int(entry[name]) for name in ("registers", "stores", "loads")}
             before = found.get(kernel, numbers)
             worst = {name: max(number, before[name]) for name, number in numbers.items()}

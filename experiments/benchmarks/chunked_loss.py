@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,10 +23,11 @@ from absl import flags
 from configs import base
 from experiments.benchmarks.report import describe_machine, spread
 from transformer_jax import errors, runtime
-from transformer_jax.config import resolve
+from transformer_jax.config import Config, resolve
 from transformer_jax.data.batch import Batch, Tokens
+from transformer_jax.dry_run import bytes_needed, compile_step
 from transformer_jax.training.sharding import make_mesh
-from transformer_jax.training.step import initial_state, make_train_step
+from transformer_jax.training.step import initial_state
 
 _CHUNKS = flags.DEFINE_list("chunks", ["0", "512"], "Tokens whose logits exist at once; 0: all.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Steps of each that count.", lower_bound=1)
@@ -56,32 +56,29 @@ def random_batch(tokens: int, vocabulary: int) -> Batch:
     return Batch(side(), side(), np.arange(rows, dtype=np.int32))
 
 
-def lowered_step(chunk: int, batch: Batch) -> tuple[Any, Any]:
-    """(step, ready to be compiled, its state)."""
+def base_with(chunk: int) -> Config:
+    """The run of configs/base.py with so many tokens' logits at once."""
     config = base.get_config()
     config.train.logits_chunk = chunk
-    run = resolve(config)
-    mesh = make_mesh(run.mesh)
-    state = initial_state(run, mesh)
-    return make_train_step(run, mesh).lower(state, batch), state
-
-
-def gigabytes(chunk: int, batch: Batch) -> float:
-    """What a step needs."""
-    memory = lowered_step(chunk, batch)[0].compile().memory_analysis()
-    return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9
+    return resolve(config)
 
 
 def main(_: Sequence[str]) -> None:
     """Compile the large steps, let the smaller ones take turns; print and save what came of it."""
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"  # so that the memory of a device is that of the step
     runtime.set_up()
-    vocabulary = resolve(base.get_config()).model.vocab_size
-    large = random_batch(_TOKENS.value, vocabulary)
-    needed = {chunk: gigabytes(int(chunk), large) for chunk in _CHUNKS.value}
-    batch = jax.device_put(random_batch(_TIMED_TOKENS.value, vocabulary))
-    lowered = {chunk: lowered_step(int(chunk), batch) for chunk in _CHUNKS.value}
-    steps = {chunk: (step.compile(), state) for chunk, (step, state) in lowered.items()}
+    runs = {chunk: base_with(int(chunk)) for chunk in _CHUNKS.value}
+    mesh = make_mesh(base_with(0).mesh)
+    needed = {}
+    for chunk, run in runs.items():
+        step = compile_step(run, mesh, _TOKENS.value // _LENGTH, _LENGTH)
+        needed[chunk] = bytes_needed(step.memory_analysis()) / 1e9
+    batch = jax.device_put(random_batch(_TIMED_TOKENS.value, base_with(0).model.vocab_size))
+    rows = batch.rows.size
+    steps = {
+        chunk: (compile_step(run, mesh, rows, _LENGTH), initial_state(run, mesh))
+        for chunk, run in runs.items()
+    }
     seconds: dict[str, list[float]] = {chunk: [] for chunk in steps}
     losses: dict[str, float] = {}
     for number in range(1 + _ROUNDS.value):  # the first is to warm up

@@ -14,7 +14,6 @@ A process starts anew for each of its turns, so that memory need not hold both: 
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.benchmarks.report import describe_machine, summary, table
+from experiments.benchmarks.report import describe_machine, save, summary, table
 from experiments.benchmarks.turns import Laps, Worker, take_turns
 from transformer_jax import errors
 
@@ -57,10 +56,9 @@ def main(_: Sequence[str]) -> None:
             versions |= worker.versions
     command = shlex.join(["python", "-m", "experiments.benchmarks.devices", *sys.argv[1:]])
     result = summary(laps) | {"command": command, "machine": machine, "versions": versions}
-    output = Path(_OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table(_MODEL.value, result))
+    key = f"{_MODEL.value}, {_AXIS.value}=8, {_BATCH_TOKENS.value:,} positions a side"
+    save(Path(_OUTPUT.value), key, result, title="Eight virtual devices beside one", table=table)
+    print(table(key, result))
     one, eight = _CONTESTANTS
     ratio = result[f"{one} over"][eight]
     print(
