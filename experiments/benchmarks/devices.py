@@ -9,8 +9,8 @@ Both are processes of our own training loop on a CPU, one with one device, one w
 each batch; the cores, the batches and the arithmetic are the same. They take turns, and medians are of
 single steps. What eight do that one does not: gather weights and add up eight gradients, or, along
 `data`, change eight copies of the weights. Figures of other sizes are kept beside each other.
-A process starts anew for each of its turns, so that memory need not hold both: base needs 14 GB along
-`fsdp`, 20 GB and more along `data`. Needs the extra `benchmark` for psutil.
+A process starts anew for each of its turns, so that memory need not hold both: base needs 18 GB along
+`fsdp`, more than 24 along `data`. Needs the extra `benchmark` for psutil.
 """
 
 import dataclasses
