@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """What chunks of logits save and cost: whole training steps of base on a CPU, with them and without.
 
-    python -m experiments.benchmarks.chunked_loss
+    python -m experiments.benchmarks.chunked_loss --remat
+    python -m experiments.benchmarks.chunked_loss --timed_tokens=10000
 
 Memory is what XLA says a step needs with a batch of the paper's size, 25,000 source and 25,000 target
-positions (section 5.1): state, batch and temporary arrays. That may be more than there is, so that time
-is measured with fewer: the steps take turns in one process on the same batch of random tokens.
+positions (section 5.1): state, batch and temporary arrays. Without rematerialised layers that may be more
+than there is; time is then measured with fewer. The steps take turns in one process on the same batch of
+random tokens.
 """
 
-import json
 import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
 from configs import base
-from experiments.benchmarks.report import describe_machine, spread
+from experiments.benchmarks.report import describe_machine, save, spread
 from transformer_jax import errors, runtime
 from transformer_jax.config import Config, resolve
 from transformer_jax.data.batch import Batch, Tokens
@@ -30,12 +32,13 @@ from transformer_jax.training.sharding import make_mesh
 from transformer_jax.training.step import initial_state
 
 _CHUNKS = flags.DEFINE_list("chunks", ["0", "512"], "Tokens whose logits exist at once; 0: all.")
+_REMAT = flags.DEFINE_bool("remat", False, "Layers keep their inputs alone (config.train.remat).")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Steps of each that count.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer(
     "tokens", 25_000, "Positions of a side of the batch whose memory is told.", lower_bound=64
 )
 _TIMED_TOKENS = flags.DEFINE_integer(
-    "timed_tokens", 10_000, "Of the batch that is timed; base needs 13 GB.", lower_bound=64
+    "timed_tokens", 25_000, "Of the batch that is timed.", lower_bound=64
 )
 _OUTPUT = flags.DEFINE_string(
     "output", "experiments/results/chunked_loss_cpu.json", "Where the figures go."
@@ -60,6 +63,7 @@ def base_with(chunk: int) -> Config:
     """The run of configs/base.py with so many tokens' logits at once."""
     config = base.get_config()
     config.train.logits_chunk = chunk
+    config.train.remat = _REMAT.value
     return resolve(config)
 
 
@@ -89,7 +93,6 @@ def main(_: Sequence[str]) -> None:
                 seconds[chunk].append(time.perf_counter() - start)
             losses[chunk] = float(sums.loss / sums.tokens)
             steps[chunk] = step, state
-    plain, *chunked = steps
     result = {
         "command": shlex.join(
             ["python", "-m", "experiments.benchmarks.chunked_loss", *sys.argv[1:]]
@@ -98,21 +101,43 @@ def main(_: Sequence[str]) -> None:
         "versions": {"jax": jax.__version__},
         "positions_a_side": {"memory": _TOKENS.value, "time": _TIMED_TOKENS.value},
         "gigabytes": needed,
-        "seconds": {chunk: spread(of) for chunk, of in seconds.items()},
+        "seconds": seconds,
         "last_loss": losses,
-        "memory_over_plain": {chunk: needed[chunk] / needed[plain] for chunk in chunked},
-        "time_over_plain": {
-            chunk: spread(
-                [ours / its for ours, its in zip(seconds[chunk], seconds[plain], strict=True)]
-            )
-            for chunk in chunked
-        },
     }
-    text = json.dumps(result, indent=2) + "\n"
-    print(text, end="")
-    path = Path(_OUTPUT.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    key = "layers rematerialised" if _REMAT.value else "layers that keep all arrays"
+    save(Path(_OUTPUT.value), key, result, title="The loss in chunks of logits", table=table)
+    print(table(key, result))
+
+
+def table(key: str, result: dict[str, Any]) -> str:
+    """The figures as Markdown; ratios are of steps of one round."""
+    machine, positions = result["machine"], result["positions_a_side"]
+    plain, *_ = result["gigabytes"]
+    lines = [
+        f"`{result['command']}`",
+        "",
+        f"base, {key}, one device, {machine['cores']} cores of {machine['cpu']}, "
+        f"jax {result['versions']['jax']}, commit {machine['commit']}, {machine['date'][:10]}; "
+        f"medians (min to max) of {len(result['seconds'][plain])} rounds",
+        "",
+        f"| logits at once | GB, {positions['memory']:,} positions a side | of those with all at once "
+        f"| seconds, {positions['time']:,} positions a side | of those with all at once |",
+        "|---|---|---|---|---|",
+    ]
+    for chunk, memory in result["gigabytes"].items():
+        seconds = result["seconds"][chunk]
+        pairs = zip(seconds, result["seconds"][plain], strict=True)
+        ratios = "" if chunk == plain else _text([ours / its for ours, its in pairs])
+        lines.append(
+            f"| {'of ' + chunk + ' tokens' if int(chunk) else 'all'} | {memory:.1f} "
+            f"| {memory / result['gigabytes'][plain]:.2f} | {_text(seconds)} | {ratios} |"
+        )
+    return "\n".join(lines)
+
+
+def _text(values: list[float]) -> str:
+    of = spread(values)
+    return f"{of['median']:.2f} ({of['min']:.2f} to {of['max']:.2f})"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ _AXIS = flags.DEFINE_enum("axis", "fsdp", ["fsdp", "data"], "Of the mesh; eight 
 _BATCH_TOKENS = flags.DEFINE_integer(
     "batch_tokens", 4096, "Of a step, a side; all devices together.", lower_bound=1024
 )
+_REMAT = flags.DEFINE_bool("remat", False, "Layers keep their inputs alone (config.train.remat).")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Processes of each.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 6, "That each process is timed for.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "experiments/results/devices_cpu.json", "The figures.")
@@ -57,6 +58,8 @@ def main(_: Sequence[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.benchmarks.devices", *sys.argv[1:]])
     result = summary(laps) | {"command": command, "machine": machine, "versions": versions}
     key = f"{_MODEL.value}, {_AXIS.value}=8, {_BATCH_TOKENS.value:,} positions a side"
+    if _REMAT.value:
+        key += ", layers rematerialised"
     save(Path(_OUTPUT.value), key, result, title="Eight virtual devices beside one", table=table)
     print(table(key, result))
     one, eight = _CONTESTANTS
@@ -78,6 +81,7 @@ def prepare_data(folder: Path, devices: int) -> Path:
     wanted.data = demo.get_config().data
     wanted.data.batch_tokens = _BATCH_TOKENS.value
     wanted.data.splits = {"train": "train", "validation": "", "test": ""}
+    wanted.train.remat = _REMAT.value
     wanted.mesh = {"data": 1, "fsdp": 1, "tensor": 1, _AXIS.value: devices}
     run = dataclasses.replace(resolve(wanted), model=sizes)
     prepare(run, folder)

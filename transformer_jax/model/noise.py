@@ -30,12 +30,12 @@ class Noise:
         """The noise of training step `step` of the run with this seed."""
         return cls(fold(jnp.uint32(seed), jnp.asarray(step)), rows)
 
-    def at(self, place: int) -> "Noise":
+    def at(self, place: Int[Array, ""] | int) -> "Noise":
         """An independent noise for one place (a layer, a sublayer) of the model."""
         return Noise(fold(self.seed, jnp.asarray(place)), self.rows)
 
 
-def at(noise: Noise | None, place: int) -> Noise | None:
+def at(noise: Noise | None, place: Int[Array, ""] | int) -> Noise | None:
     """`noise.at(place)`, or None when there is no noise."""
     return None if noise is None else noise.at(place)
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Transformer: section 3, figure 1."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -141,16 +140,23 @@ class DecoderLayer(nnx.Module):
         return x, cache
 
 
-def _apply(layer: EncoderLayer | DecoderLayer, remat: bool) -> Callable[..., Array]:
-    """The layer itself, or one of which the backward pass has only the inputs."""
-    if not remat:
-        return layer
-    structure, params = nnx.split(layer)
+def _rematerialized(
+    layers: nnx.List, x: Float[Array, "B T D"], *others: Any, noise: Noise | None, place: int
+) -> Float[Array, "B T D"]:
+    """The layers in a loop, of which the backward pass is given each layer's input and nothing else.
 
-    def again(x: Array, *others: Any) -> Array:
-        return jax.checkpoint(lambda params, x: nnx.merge(structure, params)(x, *others))(params, x)
+    A loop, because XLA chooses the order of what is not in one: it puts the gradients of the weights
+    last, and until then holds all that was computed again for them.
+    """
+    structure = nnx.split(layers[0])[0]
+    weights = jax.tree.map(lambda *of: jnp.stack(of), *(nnx.split(layer)[1] for layer in layers))
+    places = place + 2 * jnp.arange(len(layers))
 
-    return again
+    def layer(x: Array, own: tuple[Any, Array]) -> tuple[Array, None]:
+        weights, place = own
+        return nnx.merge(structure, weights)(x, *others, at(noise, place)), None
+
+    return jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, (weights, places))[0]
 
 
 class Encoder(nnx.List):
@@ -183,8 +189,10 @@ class Encoder(nnx.List):
           noise: for dropout, in training.
           remat: of each layer only the input is kept for the backward pass.
         """
+        if remat:
+            return _rematerialized(self, x, segments, noise=noise, place=2)
         for number, layer in enumerate(self):
-            x = _apply(layer, remat)(x, segments, at(noise, 2 + 2 * number))
+            x = layer(x, segments, at(noise, 2 + 2 * number))
         return x
 
 
@@ -220,10 +228,11 @@ class Decoder(nnx.List):
           noise: for dropout, in training.
           remat: of each layer only the inputs are kept for the backward pass.
         """
+        if remat:
+            others = (memory, target_segments, source_segments)
+            return _rematerialized(self, x, *others, noise=noise, place=3)
         for number, layer in enumerate(self):
-            x = _apply(layer, remat)(
-                x, memory, target_segments, source_segments, at(noise, 3 + 2 * number)
-            )
+            x = layer(x, memory, target_segments, source_segments, at(noise, 3 + 2 * number))
         return x
 
 
