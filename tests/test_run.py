@@ -135,7 +135,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, sent):
     config.train.eval_every = 100
     undisturbed = subprocess.run(
         command(config, tmp_path / "whole"),
-        env=environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        env=environment()
+        | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": ""},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -20,8 +20,6 @@ _MOST_CPU_DEVICES = 4  # each has the weights and the optimizer's state in memor
 
 def set_up() -> None:
     """Call once, at a command's start and before JAX makes its first array."""
-    if sys.platform == "linux" and not _has_accelerator_plugin():
-        keep_freed_memory()
     handler = logging.StreamHandler()  # to stderr
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("transformer_jax")
@@ -32,6 +30,9 @@ def set_up() -> None:
     _hide_tracebacks_of_threads()
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", cpu_devices(_cores()))
+    crowded = jax.config.values["jax_num_cpu_devices"] > _cores()
+    if sys.platform == "linux" and not _has_accelerator_plugin() and not crowded:
+        keep_freed_memory()
     if not jax.config.values["jax_compilation_cache_dir"]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "transformer_jax"))
@@ -89,7 +90,8 @@ def keep_freed_memory() -> None:
 
     XLA on a CPU allocates a step's temporary arrays anew at every call. Handed back and taken again,
     their pages are cleared by the kernel every time: a quarter of a small model's step. Works only
-    before JAX's threads have memory pools of their own.
+    before JAX's threads have memory pools of their own. Not for more devices than cores: many threads
+    take and give back arrays in turn, and the pool would grow without end.
     """
     try:
         libc = ctypes.CDLL(None)

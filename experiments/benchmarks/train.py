@@ -33,7 +33,7 @@ _TOKENS = flags.DEFINE_integer(
 _CONTESTANTS = flags.DEFINE_list(
     "contestants",
     ["ours", "torch", "torch-tuned"],
-    "Who takes part; there is also torch-compiled. Ratios are to the first.",
+    "Who takes part; there are also ours-onednn and torch-compiled. Ratios are to the first.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output", "experiments/results/train_cpu.json", "Where the figures go, by model."
@@ -47,8 +47,15 @@ _TUNED = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
 }
+# XLA's products from oneDNN, which jaxlib has for x86; JAX cannot keep such programs in its cache.
+_ONEDNN = {
+    "XLA_FLAGS": "--xla_cpu_use_onednn=true "
+    "--xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+}
 _KINDS = {
     "ours": {},
+    "ours-onednn": _ONEDNN,
     "torch": {},
     "torch-tuned": _TUNED,
     "torch-compiled": _TUNED,

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from attention_kernels import linear_cross_entropy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -34,6 +34,7 @@ def example(seed, tokens, width, vocabulary):
     smoothing=st.sampled_from([0.0, 0.1, 0.3]),
     chunk=st.sampled_from([None, 0, 1, 5, 8, 64]),
 )
+@settings(max_examples=15)
 def test_equals_optax_for_any_chunk(seed, tokens, vocabulary, smoothing, chunk):
     x, embedding, labels, weights = example(seed, tokens, 7, vocabulary)
 
