@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from transformer_jax import runtime
 from transformer_jax.runtime import cpu_devices
 
 
@@ -20,9 +21,17 @@ def test_commands_take_a_cpu_for_its_cores_or_for_what_is_asked(asked):
     environment = {name: of for name, of in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     if asked:
         environment["JAX_NUM_CPU_DEVICES"] = asked
-    script = "from transformer_jax import runtime; runtime.set_up(); import jax; print(jax.device_count())"
+    script = """if True:
+        from transformer_jax import runtime
+        runtime.keep_freed_memory = lambda: print("keeps")
+        runtime.set_up()
+        import jax
+        print(jax.device_count())"""
     run = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert int(run.stdout) == (int(asked) if asked else cpu_devices(cores))
+    *keeps, count = run.stdout.split()
+    assert int(count) == (int(asked) if asked else cpu_devices(cores))
+    if sys.platform == "linux" and not runtime._has_accelerator_plugin():
+        assert keeps == (["keeps"] if int(count) <= cores else []), "freed memory"
