@@ -2,7 +2,7 @@
 """What chunks of logits save and cost: whole training steps of base on a CPU, with them and without.
 
     python -m experiments.benchmarks.chunked_loss --remat
-    python -m experiments.benchmarks.chunked_loss --timed_tokens=10000
+    python -m experiments.benchmarks.chunked_loss --timed_tokens=6000
 
 Memory is what XLA says a step needs with a batch of the paper's size, 25,000 source and 25,000 target
 positions (section 5.1): state, batch and temporary arrays. Without rematerialised layers that may be more
