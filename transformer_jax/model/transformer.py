@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Transformer: section 3, figure 1."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -141,7 +142,11 @@ class DecoderLayer(nnx.Module):
 
 
 def _rematerialized(
-    layers: nnx.List, x: Float[Array, "B T D"], *others: Any, noise: Noise | None, place: int
+    layers: Sequence[Any],
+    x: Float[Array, "B T D"],
+    *others: Any,
+    noise: Noise | None,
+    place: int,
 ) -> Float[Array, "B T D"]:
     """The layers in a loop, of which the backward pass is given each layer's input and nothing else.
 
