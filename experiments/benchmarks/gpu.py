@@ -3,7 +3,7 @@
 
     make bench-gpu
     python -m experiments.benchmarks.gpu --seconds=500
-    JAX_PLATFORMS=cpu python -m experiments.benchmarks.gpu --smoke --output=/tmp/smoke
+    JAX_PLATFORMS=cpu python -m experiments.benchmarks.gpu --smoke --output=runs/smoke
 
 Writes OUTPUT/gpu_DEVICE.json after every row, and its tables as Markdown. Interrupted, it goes on with
 --resume. This process computes nothing: it starts `rows.py`, listens to what is in hand there, and ends
