@@ -72,12 +72,13 @@ def main(_: Sequence[str]) -> None:
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"  # so that the memory of a device is that of the step
     runtime.set_up()
     runs = {chunk: base_with(int(chunk)) for chunk in _CHUNKS.value}
-    mesh = make_mesh(base_with(0).mesh)
+    any_run = next(iter(runs.values()))  # their mesh and vocabulary are the same
+    mesh = make_mesh(any_run.mesh)
     needed = {}
     for chunk, run in runs.items():
         step = compile_step(run, mesh, _TOKENS.value // _LENGTH, _LENGTH)
         needed[chunk] = bytes_needed(step.memory_analysis()) / 1e9
-    batch = jax.device_put(random_batch(_TIMED_TOKENS.value, base_with(0).model.vocab_size))
+    batch = jax.device_put(random_batch(_TIMED_TOKENS.value, any_run.model.vocab_size))
     rows = batch.rows.size
     steps = {
         chunk: (compile_step(run, mesh, rows, _LENGTH), initial_state(run, mesh))

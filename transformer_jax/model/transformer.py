@@ -141,7 +141,7 @@ class DecoderLayer(nnx.Module):
         return x, cache
 
 
-def _rematerialized(
+def _rematerialised(
     layers: Sequence[Any],
     x: Float[Array, "B T D"],
     *others: Any,
@@ -195,7 +195,7 @@ class Encoder(nnx.List):
           remat: of each layer only the input is kept for the backward pass.
         """
         if remat:
-            return _rematerialized(self, x, segments, noise=noise, place=2)
+            return _rematerialised(self, x, segments, noise=noise, place=2)
         for number, layer in enumerate(self):
             x = layer(x, segments, at(noise, 2 + 2 * number))
         return x
@@ -235,7 +235,7 @@ class Decoder(nnx.List):
         """
         if remat:
             others = (memory, target_segments, source_segments)
-            return _rematerialized(self, x, *others, noise=noise, place=3)
+            return _rematerialised(self, x, *others, noise=noise, place=3)
         for number, layer in enumerate(self):
             x = layer(x, memory, target_segments, source_segments, at(noise, 3 + 2 * number))
         return x
