@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import transformer_jax.model.noise
 from configs import base, big
 from tests.conftest import random_batch
 from transformer_jax.config import Config, ModelConfig, resolve
 from transformer_jax.inference.beam_search import length_penalty
 from transformer_jax.model.attention import MultiHeadAttention
+from transformer_jax.model.dropout import DropoutRng, dropout
 from transformer_jax.model.embeddings import Embedding, sinusoids
 from transformer_jax.model.layers import FeedForward, Residual
-from transformer_jax.model.noise import Noise, dropout
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.optimizer import learning_rate, make_optimizer
 
@@ -144,11 +143,11 @@ def test_dropout_places_section_5_4(monkeypatch):
 
         monkeypatch.setattr(module, name, function)
 
-    recorded(transformer_jax.model.noise, "drop_entries", sums)
+    recorded(attention_kernels, "dropout", sums)
     recorded(attention_kernels, "dropout_add_layer_norm", sublayers)
     model = Transformer(SMALL, rngs=nnx.Rngs(0))
     batch = random_batch(0)
-    model(batch, noise=Noise.of_step(0, 1, jnp.asarray(batch.rows)))
+    model(batch, rng=DropoutRng.of_step(0, 1, jnp.asarray(batch.rows)))
     assert len(sums) == 2
     assert len(sublayers) == 5 * SMALL.num_layers
     assert set(sums) == set(sublayers) == {(4, 17, 24), (4, 13, 24)}
@@ -160,12 +159,12 @@ def test_dropout_before_the_sum_section_5_4(position):
     config = dataclasses.replace(SMALL, norm_position=position)
     residual = Residual(config, FLOAT32, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (4, 7, config.d_model))
-    noise = Noise.of_step(0, 1, jnp.arange(4))
-    out = residual(x, lambda y: 2 * y, noise)
+    rng = DropoutRng.of_step(0, 1, jnp.arange(4))
+    out = residual(x, lambda y: 2 * y, rng)
     if position == "post":
-        expected = residual.norm(x + dropout(2 * x, config.dropout, noise))
+        expected = residual.norm(x + dropout(2 * x, config.dropout, rng))
     else:
-        expected = x + dropout(2 * residual.norm(x), config.dropout, noise)
+        expected = x + dropout(2 * residual.norm(x), config.dropout, rng)
     np.testing.assert_allclose(out, expected, atol=1e-6)
     assert np.abs(out - residual(x, lambda y: 2 * y, None)).max() > 0.1, "nothing was dropped"
 

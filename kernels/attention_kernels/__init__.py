@@ -6,7 +6,7 @@ Needs jax and jaxtyping alone, and knows nothing of transformer_jax.
 
 from attention_kernels.attention import attention, choose_attention
 from attention_kernels.cross_entropy import CrossEntropySums, linear_cross_entropy
-from attention_kernels.dropout import dropout, dropout_bits, fold
+from attention_kernels.dropout import dropout, dropout_bits, fold_in
 from attention_kernels.layer_norm import choose_layer_norm, dropout_add_layer_norm
 from attention_kernels.reference import attention_weights
 
@@ -19,6 +19,6 @@ __all__ = [
     "dropout",
     "dropout_add_layer_norm",
     "dropout_bits",
-    "fold",
+    "fold_in",
     "linear_cross_entropy",
 ]

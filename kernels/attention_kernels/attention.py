@@ -21,7 +21,7 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_seed: Integer[Array, ""] | None = None,
     row_ids: Int[Array, " B"] | None = None,
-    first_head: Int[Array, ""] | int = 0,
+    head_offset: Int[Array, ""] | int = 0,
     scale: float | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "B T H V"]:
@@ -35,7 +35,7 @@ def attention(
       dropout_rate: the share of attention weights that is dropped; needs `dropout_seed`.
       dropout_seed: an integer scalar, may be traced.
       row_ids: each row's number in the global batch (default: 0, 1, ...); see `dropout.py`.
-      first_head: the number of the first head given, where a mesh splits the heads.
+      head_offset: the number of the first head given, where a mesh splits the heads.
       scale: of the scores; default 1 / sqrt(K).
       implementation: "reference" (float32, the oracle), "xla" (products in the inputs' dtype,
         softmax in float32), "pallas" (a kernel that never holds all weights; TPU, GPU through
@@ -65,7 +65,7 @@ def attention(
         dropout_rate=dropout_rate,
         dropout_seed=dropout_seed,
         row_ids=row_ids,
-        first_head=first_head,
+        head_offset=head_offset,
         scale=scale,
     )
 
@@ -94,7 +94,7 @@ def _xla(
     dropout_rate,
     dropout_seed,
     row_ids,
-    first_head,
+    head_offset,
     scale,
 ):
     """Two matrix products and a softmax, left to XLA."""
@@ -113,7 +113,7 @@ def _xla(
     weights = jax.nn.softmax(jnp.where(mask, scores, lowest), axis=-1)
     if dropout_rate > 0.0:
         _, heads, queries, keys = weights.shape
-        bits = dropout_bits(dropout_seed, row_ids, heads, queries, keys, first_head)
+        bits = dropout_bits(dropout_seed, row_ids, heads, queries, keys, head_offset)
         keep = keep_mask(bits, dropout_rate)
         weights = jnp.where(keep, weights / (1.0 - dropout_rate), 0.0)
     weights = jnp.where(mask, weights, 0.0).astype(value.dtype)

@@ -9,10 +9,78 @@ of storing it. The hash is a chain of the 32-bit finaliser "lowbias32" (two mult
 shifts), so that the innermost index costs a handful of integer operations an entry.
 """
 
+import numbers
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Integer, UInt32
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, UInt32
 
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive counters over the whole range
+
+Seed = int | Integer[Array, ""] | PRNGKeyArray
+
+
+def fold_in(seed: Seed, data: int | Integer[Array, ""]) -> UInt32[Array, ""]:
+    """Another seed: of a step, a layer, a place in it, a member of an ensemble.
+
+    One seed is one mask. Calls with the same seed, rows, heads and lengths drop the same entries, so
+    each layer of a model folds in its number, and each step its own:
+
+        seed = fold_in(fold_in(0, step), layer)
+
+    Args:
+      seed: an integer, as a Python number or a scalar array, or a key of `jax.random.key`.
+      data: an integer scalar; both may be traced.
+
+    Raises:
+      TypeError, ValueError: it is none of these.
+    """
+    return fold(as_seed(seed), as_seed(data, "data"))
+
+
+def as_seed(seed: Any, name: str = "seed") -> UInt32[Array, ""]:
+    """The word that a seed given by a caller stands for; see `fold_in`."""
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        if seed.ndim:
+            raise ValueError(f"{name} is {seed.shape} keys of jax.random; it must be one")
+        words = jax.random.key_data(seed).reshape(-1).astype(jnp.uint32)
+        word = words[0]
+        for other in words[1:]:
+            word = fold(word, other)
+        return word
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{name}={seed}; it must be from 0 to 2^32 - 1")
+        return jnp.uint32(int(seed))
+    if not hasattr(seed, "dtype") or not jnp.issubdtype(seed.dtype, jnp.integer):
+        raise TypeError(f"{name} is {_kind(seed)}; it must be an integer or a jax.random.key")
+    if np.ndim(seed):
+        raise ValueError(
+            f"{name} is {_kind(seed)}; it must be a scalar; for a key of jax.random.PRNGKey "
+            "jax.random.wrap_key_data makes one"
+        )
+    return jnp.asarray(seed).astype(jnp.uint32)
+
+
+def _kind(value: Any) -> str:
+    if hasattr(value, "dtype"):
+        return f"an array {list(np.shape(value))} of {value.dtype}"
+    return f"{value!r} of type {type(value).__name__}"
+
+
+def check_rate(rate: Any, name: str) -> float:
+    """A share that a caller wants dropped: compiled into the kernels, so not an array.
+
+    Raises:
+      TypeError, ValueError: it is traced, or not from 0 to 1.
+    """
+    if isinstance(rate, jax.core.Tracer):
+        raise TypeError(f"{name} is traced; it must be a number that is known when compiling")
+    if np.ndim(rate) or not 0.0 <= float(rate) <= 1.0:
+        raise ValueError(f"{name}={rate}; it must be a number from 0 to 1")
+    return float(rate)
 
 
 def mix(word: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
@@ -23,32 +91,40 @@ def mix(word: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
 
 
 def fold(word: UInt32[Array, "..."], counter: Integer[Array, "..."]) -> UInt32[Array, "..."]:
-    """The hash of `word` and one more counter; broadcasts."""
+    """The hash of `word` and one more counter, both of the same rank or scalars; broadcasts."""
     return mix(word ^ (counter.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + jnp.uint32(_GOLDEN)))
 
 
 def head_words(
-    seed: Integer[Array, ""],
+    seed: UInt32[Array, ""],
     row_ids: Int[Array, " B"],
     heads: int,
-    first_head: Int[Array, ""] | int = 0,
+    head_offset: Int[Array, ""] | int = 0,
 ) -> UInt32[Array, "B {heads}"]:
     """The hash of (seed, row, head): where the kernels, which go on by themselves, start."""
-    return fold(fold(seed.astype(jnp.uint32), row_ids)[:, None], first_head + jnp.arange(heads))
+    head_ids = head_offset + jnp.arange(heads, dtype=jnp.int32)
+    return fold(fold(seed, row_ids)[:, None], head_ids[None])
+
+
+def entry_bits(
+    words: UInt32[Array, "B H"], query_ids: Int[Array, "#B T"], keys: int
+) -> UInt32[Array, "B H T {keys}"]:
+    """The bits of every entry of the attention weights, from `head_words` and the queries' numbers."""
+    words = fold(words[:, :, None], query_ids[:, None, :])
+    return fold(words[..., None], jnp.arange(keys, dtype=jnp.int32)[None, None, None])
 
 
 def dropout_bits(
-    seed: Integer[Array, ""],
+    seed: Seed,
     row_ids: Int[Array, " B"],
     heads: int,
     queries: int,
     keys: int,
-    first_head: Int[Array, ""] | int = 0,
+    head_offset: Int[Array, ""] | int = 0,
 ) -> UInt32[Array, "B {heads} {queries} {keys}"]:
     """Uniform 32-bit words for every entry of the attention weights."""
-    word = head_words(seed, row_ids, heads, first_head)[:, :, None]  # [B, H, 1]
-    word = fold(word, jnp.arange(queries))[..., None]  # [B, H, T, 1]
-    return fold(word, jnp.arange(keys))
+    words = head_words(as_seed(seed), jnp.asarray(row_ids), heads, head_offset)
+    return entry_bits(words, jnp.arange(queries, dtype=jnp.int32)[None], keys)
 
 
 def keep_mask(bits: UInt32[Array, "*shape"], rate: float) -> Bool[Array, "*shape"]:
@@ -56,10 +132,25 @@ def keep_mask(bits: UInt32[Array, "*shape"], rate: float) -> Bool[Array, "*shape
     return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
+def keep_scale(rate: float) -> float:
+    """By which entries that survive are multiplied, so that the mean stays: 0 where none does."""
+    return 0.0 if rate == 1.0 else 1.0 / (1.0 - rate)
+
+
 def dropout(
-    x: Float[Array, "B T D"], *, rate: float, seed: Integer[Array, ""], row_ids: Int[Array, " B"]
+    x: Float[Array, "B T D"], *, rate: float, seed: Seed, row_ids: Int[Array, " B"] | None = None
 ) -> Float[Array, "B T D"]:
-    """Zero entries of x with probability `rate` and divide the others by 1 - rate."""
-    _, length, features = x.shape
-    keep = keep_mask(dropout_bits(seed, row_ids, 1, length, features)[:, 0], rate)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+    """Zero entries of x with probability `rate` and multiply the others by 1 / (1 - rate).
+
+    `row_ids`: each row's number in the global batch, by default 0, 1, ...
+
+    Raises:
+      TypeError, ValueError: the rate is not a number from 0 to 1, or the seed is none (`fold_in`).
+    """
+    rate = check_rate(rate, "rate")
+    if rate == 0.0:
+        return x
+    rows, length, features = x.shape
+    row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else jnp.asarray(row_ids)
+    bits = dropout_bits(seed, row_ids, 1, length, features)[:, 0]
+    return jnp.where(keep_mask(bits, rate), x * keep_scale(rate), jnp.zeros((), x.dtype))

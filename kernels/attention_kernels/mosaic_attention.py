@@ -49,7 +49,7 @@ def attention(
     dropout_rate,
     dropout_seed,
     row_ids,
-    first_head,
+    head_offset,
     scale,
 ):
     """See `attention_kernels.attention`.
@@ -75,7 +75,7 @@ def attention(
         key_segments = jnp.ones((batch, keys), jnp.int32)
     words = jnp.zeros((batch, heads), jnp.uint32)
     if dropout_rate > 0.0:
-        words = head_words(dropout_seed, row_ids, heads, first_head)
+        words = head_words(dropout_seed, row_ids, heads, head_offset)
 
     def pad(array):
         """Whole tiles of whole features: [B, T, H, K] -> [B, T', H, F]; segments with padding."""

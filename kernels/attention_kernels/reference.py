@@ -67,7 +67,7 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_seed: Integer[Array, ""] | None = None,
     row_ids: Int[Array, " B"] | None = None,
-    first_head: Int[Array, ""] | int = 0,
+    head_offset: Int[Array, ""] | int = 0,
     scale: float | None = None,
 ) -> Float[Array, "B T H V"]:
     """softmax(Q K^T / sqrt(d_k)) V (equation 1), in float32, returned in the query's dtype."""
@@ -81,7 +81,7 @@ def attention(
     )
     if dropout_rate > 0.0 and dropout_seed is not None and row_ids is not None:
         _, heads, queries, keys = weights.shape
-        bits = dropout_bits(dropout_seed, row_ids, heads, queries, keys, first_head)
+        bits = dropout_bits(dropout_seed, row_ids, heads, queries, keys, head_offset)
         weights = jnp.where(keep_mask(bits, dropout_rate), weights / (1.0 - dropout_rate), 0.0)
     out = jnp.einsum("bhts,bshv->bthv", weights, value.astype(jnp.float32), precision="highest")
     return out.astype(query.dtype)

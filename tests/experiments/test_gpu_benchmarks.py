@@ -99,7 +99,7 @@ def test_a_wrong_output_has_a_large_error():
 def test_a_stage_runs_what_it_names():
     arrays = [jnp.ones((1, 2, 1, 4))] * 3
     segments = [jnp.ones((1, 2), jnp.int32)] * 2
-    options = {"causal": False, "rate": 0.0, "noise": None}
+    options = {"causal": False, "rate": 0.0, "rng": None}
     with step.chosen("no such attention", "xla"), pytest.raises(ValueError, match="no such"):
         on_mesh.attention(*arrays, *segments, **options)
     on_mesh.attention(*arrays, *segments, **options)

@@ -104,14 +104,14 @@ def value_and_gradients(implementation, arrays, **options):
 @pytest.mark.parametrize("implementation", ["xla", "pallas"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients_agree_with_the_oracles(implementation, causal):
-    options = {"causal": causal, "dropout_rate": 0.2, "first_head": 2}
+    options = {"causal": causal, "dropout_rate": 0.2, "head_offset": 2}
     ours = value_and_gradients(implementation, example(5), **options)
     theirs = value_and_gradients("reference", example(5), **options)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
         assert np.abs(other).max() > 0
     # The control: other heads' entries are dropped.
-    other_heads = value_and_gradients(implementation, example(5), **options | {"first_head": 3})
+    other_heads = value_and_gradients(implementation, example(5), **options | {"head_offset": 3})
     assert np.abs(other_heads[0] - theirs[0]).max() > 1e-2
 
 

@@ -60,13 +60,13 @@ def test_equals_the_oracle_without_races(
     interpreter, capfd, queries, keys, k, v, dtype, causal, rate
 ):
     arrays = rounded(example(4, 1, queries, keys, 1, k, v), dtype)
-    options = {"causal": causal, "dropout_rate": rate, "first_head": 3}
+    options = {"causal": causal, "dropout_rate": rate, "head_offset": 3}
     found = value_and_gradients("mosaic_gpu", arrays, **options)
     tolerance = 2e-3 if dtype == jnp.float16 else 1e-2
     assert max(errors(found, arrays, **options)) < tolerance
     assert "RACE" not in "".join(capfd.readouterr()).upper()
     if rate:  # the control: another head drops other entries
-        assert min(errors(found, arrays, **options | {"first_head": 2})) > 10 * tolerance
+        assert min(errors(found, arrays, **options | {"head_offset": 2})) > 10 * tolerance
 
 
 @interpreted

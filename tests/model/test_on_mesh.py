@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from transformer_jax.model import on_mesh
-from transformer_jax.model.noise import Noise
+from transformer_jax.model.dropout import DropoutRng
 
-NOISE = Noise(jnp.uint32(9), jnp.arange(8, dtype=jnp.int32) + 16)
+RNG = DropoutRng(jnp.uint32(9), jnp.arange(8, dtype=jnp.int32) + 16)
 
 
 def make_mesh(sizes):
@@ -38,17 +38,17 @@ def value_and_gradients(function, arrays, mesh):
     return step.lower(placed).as_text(), jax.device_get((out, gradients))
 
 
-def attention(query, key, value, *, noise=NOISE, implementation="pallas"):
+def attention(query, key, value, *, rng=RNG, implementation="pallas"):
     segments = jnp.asarray(np.random.default_rng(0).integers(0, 3, (8, 16)), jnp.int32)
     return on_mesh.attention(
         query, key, value, segments, segments,
-        causal=True, rate=0.3, noise=noise, implementation=implementation,
+        causal=True, rate=0.3, rng=rng, implementation=implementation,
     )  # fmt: skip
 
 
-def layer_norm(x, residual, scale, bias, *, noise=NOISE):
+def layer_norm(x, residual, scale, bias, *, rng=RNG):
     return on_mesh.dropout_add_layer_norm(
-        x, residual, scale, bias, rate=0.3, eps=1e-6, noise=noise, implementation="pallas"
+        x, residual, scale, bias, rate=0.3, eps=1e-6, rng=rng, implementation="pallas"
     )
 
 
@@ -64,9 +64,9 @@ def test_every_mesh_computes_what_one_device_does(sizes, function):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5), many, one)
     assert "manual_computation" in text or "SPMDFullToShardShape" in text, "nothing was split"
     # The control: with other rows' dropout the result is another.
-    other = Noise(NOISE.seed, NOISE.rows + 1)
+    other = DropoutRng(RNG.seed, RNG.rows + 1)
     _, wrong = value_and_gradients(
-        lambda *arrays: function(*arrays, noise=other), arrays, make_mesh((1, 1, 1))
+        lambda *arrays: function(*arrays, rng=other), arrays, make_mesh((1, 1, 1))
     )
     assert np.abs(wrong[0] - one[0]).max() > 1e-2
 

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from tests.conftest import random_batch
 from transformer_jax.config import ModelConfig
 from transformer_jax.data.batch import Batch, Tokens
-from transformer_jax.model.noise import Noise
+from transformer_jax.model.dropout import DropoutRng
 from transformer_jax.model.transformer import Encoder, Transformer
 
 SMALL = ModelConfig(
@@ -42,7 +42,7 @@ def compiled(config: ModelConfig) -> SimpleNamespace:
         return lambda *args: function(*args)
 
     names = ("hidden", "encode", "decode", "logits", "cross_cache", "decode_step")
-    noisy = jax.jit(lambda batch, noise: nnx.merge(structure, params)(batch, noise=noise))
+    noisy = jax.jit(lambda batch, rng: nnx.merge(structure, params)(batch, rng=rng))
     return SimpleNamespace(
         forward=method("__call__"),
         noisy=noisy,
@@ -127,7 +127,7 @@ def test_noise_is_a_function_of_seed_and_step_and_needs_no_order():
     batch = random_batch(0)
 
     def run(seed, step):
-        return np.asarray(model.noisy(batch, Noise.of_step(seed, step, batch.rows)))
+        return np.asarray(model.noisy(batch, DropoutRng.of_step(seed, step, batch.rows)))
 
     first = run(0, 7)
     np.testing.assert_array_equal(first, run(0, 7))
@@ -149,12 +149,12 @@ def test_rematerialised_layers_have_the_same_gradient_and_need_little_memory():
     layers = Encoder(dataclasses.replace(SMALL, num_layers=6), rngs=nnx.Rngs(0))
     structure, weights = nnx.split(layers)
     x = jax.random.normal(jax.random.key(0), (64, 32, SMALL.d_model))
-    segments, noise = jnp.ones((64, 32), jnp.int32), Noise.of_step(0, 0, jnp.arange(64))
+    segments, rng = jnp.ones((64, 32), jnp.int32), DropoutRng.of_step(0, 0, jnp.arange(64))
 
     def gradient(remat: bool) -> jax.stages.Compiled:
         def loss(weights, x):
             encoder = nnx.merge(structure, weights)
-            return jnp.square(encoder(x, segments, noise=noise, remat=remat) - x).sum()
+            return jnp.square(encoder(x, segments, rng=rng, remat=remat) - x).sum()
 
         return jax.jit(jax.grad(loss)).lower(weights, x).compile()
 

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.model import on_mesh
+from transformer_jax.model.dropout import DropoutRng, evaluated
 from transformer_jax.model.layers import Dense
-from transformer_jax.model.noise import Noise
 
 
 class MultiHeadAttention(nnx.Module):
@@ -22,6 +22,7 @@ class MultiHeadAttention(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
         """The four projections, computed in `dtype`; each head's columns stand together."""
         self.config, dtype = config, jnp.dtype(dtype)
+        self.deterministic: bool | None = None  # see dropout.evaluated
         heads, d_model = config.num_heads, config.d_model
         self.query = Dense(d_model, heads * config.d_k, dtype, rngs=rngs)
         self.key = Dense(d_model, heads * config.d_k, dtype, rngs=rngs)
@@ -57,17 +58,18 @@ class MultiHeadAttention(nnx.Module):
         key_segments: Int[Array, "B S"],
         *,
         causal: bool = False,
-        noise: Noise | None = None,
+        rng: DropoutRng | None = None,
     ) -> Float[Array, "B T D"]:
         """Attention from x over memory; self-attention when they are the same."""
+        rate = self.config.attention_dropout
         heads = on_mesh.attention(
-            self._split(self.query(x)),
+            self._split(self.query(evaluated(x, rate, rng, self.deterministic))),
             *self.project_keys(memory),
             query_segments,
             key_segments,
             causal=causal,
-            rate=self.config.attention_dropout,
-            noise=noise,
+            rate=rate,
+            rng=rng,
         )
         return self.out(heads.reshape(*heads.shape[:2], -1))
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.model import on_mesh
-from transformer_jax.model.noise import Noise, dropout
+from transformer_jax.model.dropout import DropoutRng, dropout, evaluated
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "swish": jax.nn.swish}
 
@@ -42,15 +42,17 @@ class FeedForward(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         """The two projections, D to F and back."""
         self.config = config
+        self.deterministic: bool | None = None  # see dropout.evaluated
         self.expand = Dense(config.d_model, config.d_ff, dtype, rngs=rngs)
         self.contract = Dense(config.d_ff, config.d_model, dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], *, noise: Noise | None = None
+        self, x: Float[Array, "B T D"], *, rng: DropoutRng | None = None
     ) -> Float[Array, "B T D"]:
         """The same function at every position."""
         hidden = self.activate(self.expand(x))
-        return self.contract(dropout(hidden, self.config.activation_dropout, noise))
+        rate = self.config.activation_dropout
+        return self.contract(dropout(hidden, rate, rng, deterministic=self.deterministic))
 
     def activate(self, x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
         """The non-linearity: max(0, x) in the paper."""
@@ -67,21 +69,24 @@ class Residual(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         """The layer normalisation; the sublayer is given at the call."""
         self.config = config
+        self.deterministic: bool | None = None  # see dropout.evaluated
         self.norm = layer_norm(config, dtype, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         sublayer: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]],
-        noise: Noise | None,
+        rng: DropoutRng | None,
     ) -> Float[Array, "B T D"]:
         """The sublayer's output, dropped out, added to its input and normalised."""
         rate = self.config.dropout
         if self.config.norm_position == "pre":
-            return x + dropout(sublayer(self.norm(x)), rate, noise)
+            y = sublayer(self.norm(x))
+            return x + dropout(y, rate, rng, deterministic=self.deterministic)
         scale, bias = (jnp.asarray(of[...]) for of in (self.norm.scale, self.norm.bias))  # type: ignore[index]
+        y = evaluated(sublayer(x), rate, rng, self.deterministic)
         return on_mesh.dropout_add_layer_norm(
-            sublayer(x), x, scale, bias, rate=rate, eps=self.norm.epsilon, noise=noise
+            y, x, scale, bias, rate=rate, eps=self.norm.epsilon, rng=rng
         )
 
 

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.model.noise import Noise
+from transformer_jax.model.dropout import DropoutRng
 
 BATCH_AXES = ("data", "fsdp")  # split the rows of a batch
 HEADS_AXIS = "tensor"
@@ -27,10 +27,10 @@ def attention(
     *,
     causal: bool,
     rate: float,
-    noise: Noise | None,
+    rng: DropoutRng | None,
     implementation: str | None = None,
 ) -> Float[Array, "B T H V"]:
-    """`attention_kernels.attention`, with dropout where there is noise."""
+    """`attention_kernels.attention`, with dropout where there is an rng."""
     implementation = implementation or attention_kernels.choose_attention(query, key, value)
     sizes = {} if implementation == "xla" else _free_axes()
     # Heads that the axis does not divide stay together, on every device of it.
@@ -45,14 +45,14 @@ def attention(
             query_segments=query_segments,
             key_segments=key_segments,
             causal=causal,
-            dropout_rate=0.0 if noise is None else rate,
+            dropout_rate=0.0 if rng is None else rate,
             dropout_seed=seed,
             row_ids=row_ids,
-            first_head=jax.lax.axis_index(heads_axis) * query.shape[2] if heads_axis else 0,
+            head_offset=jax.lax.axis_index(heads_axis) * query.shape[2] if heads_axis else 0,
             implementation=implementation,
         )
 
-    arguments = query, key, value, query_segments, key_segments, *_seed_and_rows(noise)
+    arguments = query, key, value, query_segments, key_segments, *_seed_and_rows(rng)
     if not sizes:
         return on_each_device(*arguments)
     rows, whole = PartitionSpec(_batch_axes(sizes)), PartitionSpec()
@@ -73,10 +73,10 @@ def dropout_add_layer_norm(
     *,
     rate: float,
     eps: float,
-    noise: Noise | None,
+    rng: DropoutRng | None,
     implementation: str | None = None,
 ) -> Float[Array, "B T D"]:
-    """`attention_kernels.dropout_add_layer_norm`, with dropout where there is noise."""
+    """`attention_kernels.dropout_add_layer_norm`, with dropout where there is an rng."""
     sizes = _free_axes()
 
     def on_each_device(x, residual, scale, bias, seed, row_ids):
@@ -85,14 +85,14 @@ def dropout_add_layer_norm(
             residual,
             scale,
             bias,
-            rate=0.0 if noise is None else rate,
+            rate=0.0 if rng is None else rate,
             seed=seed,
             row_ids=row_ids,
             eps=eps,
             implementation="xla" if sizes else implementation,
         )
 
-    arguments = x, residual, scale, bias, *_seed_and_rows(noise)
+    arguments = x, residual, scale, bias, *_seed_and_rows(rng)
     if not sizes:
         return on_each_device(*arguments)
     # Devices along `tensor` all do the same here: that is where Megatron-LM adds up what they have of x,
@@ -160,5 +160,5 @@ def _batch_axes(sizes: dict[str, int]) -> tuple[str, ...]:
     return tuple(axis for axis in BATCH_AXES if axis in sizes)
 
 
-def _seed_and_rows(noise: Noise | None) -> tuple[Array | None, Array | None]:
-    return (None, None) if noise is None else (noise.seed, noise.rows)
+def _seed_and_rows(rng: DropoutRng | None) -> tuple[Array | None, Array | None]:
+    return (None, None) if rng is None else (rng.seed, rng.rows)

@@ -25,9 +25,9 @@ from transformer_jax.model.decoding import (
     keys_of_memory,
     search_weights,
 )
+from transformer_jax.model.dropout import DropoutRng, dropout, fold_in
 from transformer_jax.model.embeddings import Embedding
 from transformer_jax.model.layers import FeedForward, Residual, layer_norm
-from transformer_jax.model.noise import Noise, at, dropout
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -48,16 +48,16 @@ class EncoderLayer(nnx.Module):
         self.feed_forward_residual = Residual(config, dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], noise: Noise | None
+        self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], rng: DropoutRng | None
     ) -> Float[Array, "B S D"]:
         """Self-attention within each segment, then the feed-forward."""
         x = self.self_attention_residual(
             x,
-            lambda y: self.self_attention(y, y, segments, segments, noise=at(noise, 0)),
-            at(noise, 1),
+            lambda y: self.self_attention(y, y, segments, segments, rng=fold_in(rng, 0)),
+            fold_in(rng, 1),
         )
         return self.feed_forward_residual(
-            x, lambda y: self.feed_forward(y, noise=at(noise, 2)), at(noise, 3)
+            x, lambda y: self.feed_forward(y, rng=fold_in(rng, 2)), fold_in(rng, 3)
         )
 
     def read(
@@ -93,25 +93,25 @@ class DecoderLayer(nnx.Module):
         memory: Float[Array, "B S D"],
         target_segments: Int[Array, "B T"],
         source_segments: Int[Array, "B S"],
-        noise: Noise | None,
+        rng: DropoutRng | None,
     ) -> Float[Array, "B T D"]:
         """Causal self-attention, attention over the encoder's output, feed-forward."""
         x = self.self_attention_residual(
             x,
             lambda y: self.self_attention(
-                y, y, target_segments, target_segments, causal=True, noise=at(noise, 0)
+                y, y, target_segments, target_segments, causal=True, rng=fold_in(rng, 0)
             ),
-            at(noise, 1),
+            fold_in(rng, 1),
         )
         x = self.cross_attention_residual(
             x,
             lambda y: self.cross_attention(
-                y, memory, target_segments, source_segments, noise=at(noise, 2)
+                y, memory, target_segments, source_segments, rng=fold_in(rng, 2)
             ),
-            at(noise, 3),
+            fold_in(rng, 3),
         )
         return self.feed_forward_residual(
-            x, lambda y: self.feed_forward(y, noise=at(noise, 4)), at(noise, 5)
+            x, lambda y: self.feed_forward(y, rng=fold_in(rng, 4)), fold_in(rng, 5)
         )
 
     def step(
@@ -145,7 +145,7 @@ def _rematerialised(
     layers: Sequence[Any],
     x: Float[Array, "B T D"],
     *others: Any,
-    noise: Noise | None,
+    rng: DropoutRng | None,
     place: int,
 ) -> Float[Array, "B T D"]:
     """The layers in a loop, of which the backward pass is given each layer's input and nothing else.
@@ -159,7 +159,7 @@ def _rematerialised(
 
     def layer(x: Array, own: tuple[Any, Array]) -> tuple[Array, None]:
         weights, place = own
-        return nnx.merge(structure, weights)(x, *others, at(noise, place)), None
+        return nnx.merge(structure, weights)(x, *others, fold_in(rng, place)), None
 
     return jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, (weights, places))[0]
 
@@ -183,7 +183,7 @@ class Encoder(nnx.List):
         x: Float[Array, "B S D"],
         segments: Int[Array, "B S"],
         *,
-        noise: Noise | None = None,
+        rng: DropoutRng | None = None,
         remat: bool = False,
     ) -> Float[Array, "B S D"]:
         """One layer after the other.
@@ -191,13 +191,13 @@ class Encoder(nnx.List):
         Args:
           x: embeddings with their positions.
           segments: 0 is padding; a token sees those of its own segment.
-          noise: for dropout, in training.
+          rng: for dropout, in training.
           remat: of each layer only the input is kept for the backward pass.
         """
         if remat:
-            return _rematerialised(self, x, segments, noise=noise, place=2)
+            return _rematerialised(self, x, segments, rng=rng, place=2)
         for number, layer in enumerate(self):
-            x = layer(x, segments, at(noise, 2 + 2 * number))
+            x = layer(x, segments, fold_in(rng, 2 + 2 * number))
         return x
 
 
@@ -220,7 +220,7 @@ class Decoder(nnx.List):
         target_segments: Int[Array, "B T"],
         source_segments: Int[Array, "B S"],
         *,
-        noise: Noise | None = None,
+        rng: DropoutRng | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
         """One layer after the other.
@@ -230,21 +230,21 @@ class Decoder(nnx.List):
           memory: the encoder's output.
           target_segments: 0 is padding; a token sees itself and those to the left in its segment.
           source_segments: of `memory`; a token sees the source of its own segment.
-          noise: for dropout, in training.
+          rng: for dropout, in training.
           remat: of each layer only the inputs are kept for the backward pass.
         """
         if remat:
             others = (memory, target_segments, source_segments)
-            return _rematerialised(self, x, *others, noise=noise, place=3)
+            return _rematerialised(self, x, *others, rng=rng, place=3)
         for number, layer in enumerate(self):
-            x = layer(x, memory, target_segments, source_segments, at(noise, 3 + 2 * number))
+            x = layer(x, memory, target_segments, source_segments, fold_in(rng, 3 + 2 * number))
         return x
 
 
 class Transformer(nnx.Module):
     """Encoder and decoder over one shared embedding: section 3, figure 1.
 
-    Evaluation is the default; training passes `noise`. Weights are float32, the computation runs in
+    Evaluation is the default; training passes `rng`. Weights are float32, the computation runs in
     config.dtype, logits are float32.
     """
 
@@ -252,6 +252,7 @@ class Transformer(nnx.Module):
         """Random weights, from the stream `params` of rngs."""
         dtype = compute_dtype(config.dtype)
         self.config = config
+        self.deterministic: bool | None = None  # see dropout.evaluated
         self.embedding = Embedding(config, dtype, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -260,28 +261,28 @@ class Transformer(nnx.Module):
         self.encoder_norm = layer_norm(config, dtype, rngs=rngs) if pre else None
         self.decoder_norm = layer_norm(config, dtype, rngs=rngs) if pre else None
 
-    def __call__(self, batch: Batch, *, noise: Noise | None = None) -> Float[Array, "B T VOCAB"]:
+    def __call__(self, batch: Batch, *, rng: DropoutRng | None = None) -> Float[Array, "B T VOCAB"]:
         """Logits of every target token, given the source and the target tokens before it."""
-        return self.logits(self.hidden(batch, noise=noise))
+        return self.logits(self.hidden(batch, rng=rng))
 
     def hidden(
-        self, batch: Batch, *, noise: Noise | None = None, remat: bool = False
+        self, batch: Batch, *, rng: DropoutRng | None = None, remat: bool = False
     ) -> Float[Array, "B T D"]:
         """The decoder's output, which `logits` projects on the vocabulary.
 
         `remat`: of each layer only the input is kept for the backward pass, the rest is computed again.
         """
-        memory = self.encode(batch.source, noise=noise, remat=remat)
+        memory = self.encode(batch.source, rng=rng, remat=remat)
         segments = batch.source.segments
-        return self.decode(batch.target, memory, segments, noise=noise, remat=remat)
+        return self.decode(batch.target, memory, segments, rng=rng, remat=remat)
 
     def encode(
-        self, source: Tokens, *, noise: Noise | None = None, remat: bool = False
+        self, source: Tokens, *, rng: DropoutRng | None = None, remat: bool = False
     ) -> Float[Array, "B S D"]:
         """The encoder's output for the source tokens."""
         x = self._with_positions(self.embedding.embed(source.ids), source.positions)
-        x = dropout(x, self.config.dropout, at(noise, 0))
-        x = self.encoder(x, source.segments, noise=noise, remat=remat)
+        x = self._dropout(x, fold_in(rng, 0))
+        x = self.encoder(x, source.segments, rng=rng, remat=remat)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(
@@ -290,7 +291,7 @@ class Transformer(nnx.Module):
         memory: Float[Array, "B S D"],
         source_segments: Int[Array, "B S"],
         *,
-        noise: Noise | None = None,
+        rng: DropoutRng | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
         """The decoder's output at every target token, from the tokens to its left."""
@@ -298,8 +299,8 @@ class Transformer(nnx.Module):
         first = target.positions[..., None] == 0  # a sentence's first input is the same for all
         start = self.embedding.start(shifted.dtype)
         x = self._with_positions(jnp.where(first, start, shifted), target.positions)
-        x = dropout(x, self.config.dropout, at(noise, 1))
-        x = self.decoder(x, memory, target.segments, source_segments, noise=noise, remat=remat)
+        x = self._dropout(x, fold_in(rng, 1))
+        x = self.decoder(x, memory, target.segments, source_segments, rng=rng, remat=remat)
         return x if self.decoder_norm is None else self.decoder_norm(x)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... VOCAB"]:
@@ -374,6 +375,9 @@ class Transformer(nnx.Module):
             new_cache.append(keys_values)
         x = x if self.decoder_norm is None else self.decoder_norm(x)
         return weights.vocabulary(x), new_cache
+
+    def _dropout(self, x: Float[Array, "B T D"], rng: DropoutRng | None) -> Float[Array, "B T D"]:
+        return dropout(x, self.config.dropout, rng, deterministic=self.deterministic)
 
     def _with_positions(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], longest: int | None = None

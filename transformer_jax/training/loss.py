@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from transformer_jax.config import TrainConfig
 from transformer_jax.data.batch import Batch
 from transformer_jax.model import on_mesh
-from transformer_jax.model.noise import Noise
+from transformer_jax.model.dropout import DropoutRng
 from transformer_jax.model.transformer import Transformer
 
 Scalar = Float[Array, ""]
@@ -52,14 +52,14 @@ def loss_sums(
     *,
     label_smoothing: float,
     logits_chunk: int = 0,
-    noise: Noise | None = None,
+    rng: DropoutRng | None = None,
     remat: bool = False,
 ) -> LossSums:
     """The loss of a batch; its first field has the gradient.
 
     At most `logits_chunk` tokens are projected on the vocabulary at a time (0: all of them at once).
     """
-    hidden = model.hidden(batch, noise=noise, remat=remat)
+    hidden = model.hidden(batch, rng=rng, remat=remat)
     weights = (batch.target.segments > 0).astype(jnp.float32)
     bias = model.embedding.bias
     sums = on_mesh.linear_cross_entropy(
@@ -75,13 +75,15 @@ def loss_sums(
     return LossSums(*sums, tokens=weights.sum(), source_tokens=source_tokens)
 
 
-def training_loss(model: Transformer, batch: Batch, config: TrainConfig, noise: Noise) -> LossSums:
+def training_loss(
+    model: Transformer, batch: Batch, config: TrainConfig, rng: DropoutRng
+) -> LossSums:
     """The loss that training minimises."""
     return loss_sums(
         model,
         batch,
         label_smoothing=config.label_smoothing,
         logits_chunk=config.logits_chunk,
-        noise=noise,
+        rng=rng,
         remat=config.remat,
     )

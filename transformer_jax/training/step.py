@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from transformer_jax.config import Config, ModelConfig
 from transformer_jax.data.batch import Batch
-from transformer_jax.model.noise import Noise
+from transformer_jax.model.dropout import DropoutRng
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.exchange import (
     EVERYWHERE,
@@ -89,8 +89,8 @@ def make_gradients(
 
     def of_piece(params: Params, batch: Batch, step: jax.Array) -> tuple[LossSums, Params]:
         def loss(params: Params) -> tuple[jax.Array, LossSums]:
-            noise = Noise.of_step(config.train.seed, step, batch.rows)
-            sums = training_loss(nnx.merge(structure, params), batch, config.train, noise)
+            rng = DropoutRng.of_step(config.train.seed, step, batch.rows)
+            sums = training_loss(nnx.merge(structure, params), batch, config.train, rng)
             return sums.loss, sums
 
         (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
