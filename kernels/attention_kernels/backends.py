@@ -1,24 +1,165 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which device a computation is traced for, and how a Pallas kernel is called there."""
 
+import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+from jax import lax
 from jax.experimental import pallas as pl
 
-_VMEM = 96 * 2**20  # bytes of a TPU core's vector memory that a kernel may use, of 128 MiB
+T = TypeVar("T")
+
+# NVIDIA's compute capability of devices that are not here, as the last word of their name that is known.
+_CAPABILITIES = {
+    "V100": (7, 0),
+    "T4": (7, 5),
+    **dict.fromkeys(("A100", "A30", "A800"), (8, 0)),
+    **dict.fromkeys(("A10", "A10G", "A40", "A6000", "3090"), (8, 6)),
+    **dict.fromkeys(("L4", "L40", "L40S", "4090"), (8, 9)),
+    **dict.fromkeys(("H100", "H200", "H800", "H20", "GH200"), (9, 0)),
+    **dict.fromkeys(("B100", "B200", "GB200"), (10, 0)),
+    **dict.fromkeys(("B300", "GB300"), (10, 3)),
+    "5090": (12, 0),
+}
+# Bytes of shared memory that a block may have, by compute capability (CUDA's programming guide).
+_SHARED_MEMORY = {
+    (7, 0): 96,
+    (7, 5): 64,
+    (8, 0): 163,
+    (8, 6): 99,
+    (8, 7): 163,
+    (8, 9): 99,
+    (9, 0): 227,
+    (10, 0): 227,
+    (10, 3): 227,
+    (12, 0): 99,
+    (12, 1): 99,
+}
 
 
-def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the mesh in use, or else of JAX's default backend.
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a kernel's plan depends on."""
+
+    platform: str  # "cpu", "gpu", "tpu", or another
+    kind: str  # what the maker calls it, such as "NVIDIA H200" or "TPU v5 lite"
+    capability: tuple[int, int] | None = None  # of a GPU: NVIDIA's compute capability, if known
+    vmem: int | None = None  # bytes of a TPU core's vector memory, if known
+    shared_memory: int = 0  # bytes that a block of a GPU may have, if known
+
+
+def device() -> Device:
+    """The device that is being compiled for: of the mesh in use, or else JAX's default.
 
     The mesh may be of devices that are not here: that is how kernels are compiled ahead of time.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    if abstract is None:
+        return _describe(_default_device())
+    for own in jax.local_devices():
+        if own.device_kind == abstract.device_kind:
+            return _describe(own)
+    return _describe(abstract)
+
+
+def _default_device() -> Any:
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)[0]
+    return jax.local_devices()[0] if chosen is None else chosen
+
+
+def _describe(of: Any) -> Device:
+    platform = {"cuda": "gpu", "rocm": "gpu"}.get(of.platform, of.platform)
+    if platform == "tpu":
+        return Device(platform, of.device_kind, vmem=_vmem(of.device_kind))
+    if platform == "gpu":
+        capability = _capability(of)
+        kibibytes = _SHARED_MEMORY.get(capability or (0, 0), 0)
+        memory = getattr(of, "shared_memory_per_block_optin", 1024 * kibibytes)
+        return Device(platform, of.device_kind, capability, shared_memory=memory)
+    return Device(platform, of.device_kind)
+
+
+def _capability(of: Any) -> tuple[int, int] | None:
+    major, _, minor = str(getattr(of, "compute_capability", "")).partition(".")
+    if major.isdecimal() and minor.isdecimal():
+        return int(major), int(minor)
+    words = of.device_kind.replace("-", " ").split()
+    return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), None)
+
+
+def _vmem(kind: str) -> int | None:
+    # Imported here: a jax for one kind of device need not have the other's modules.
+    from jax.experimental.pallas import tpu
+
+    mesh = jax.sharding.AbstractMesh(
+        (1,), ("device",), abstract_device=jax.sharding.AbstractDevice(kind, 1, "tpu")
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        try:
+            return tpu.get_tpu_info().vmem_capacity_bytes
+        except ValueError:  # a kind that this version of JAX does not know
+            return None
+
+
+def unsupported(of: Device) -> str | None:
+    """Why no kernel of `pallas_call` can serve this device, or None if they can."""
+    if of.platform not in ("cpu", "gpu", "tpu"):
+        return f"a device of the platform {of.platform}"
+    if of.platform == "gpu":
+        if of.capability is None:
+            return f"a GPU of kind {of.kind}, whose compute capability is not known"
+        if of.capability < (8, 0):
+            return "a GPU of compute capability {}.{}: Triton needs 8.0".format(*of.capability)
+    if of.platform == "tpu" and of.vmem is None:
+        return f"a TPU of kind {of.kind}, whose vector memory is not known"
+    return None
+
+
+@functools.cache
+def log_once(message: str) -> None:
+    """A warning, the first time that there is cause for it."""
+    logging.getLogger("attention_kernels").warning(message)
+
+
+def on_platform(
+    planned: Device, kernel: Callable[..., T], in_xla: Callable[..., T], *arrays: Any
+) -> T:
+    """`kernel` where the code is lowered for the platform that it was planned for, else `in_xla`.
+
+    Where a computation will run is known only when it is lowered: on a host with a GPU it may be a CPU.
+    """
+    if planned.platform == "cpu":  # interpreted, anywhere
+        return kernel(*arrays)
+    names = {"gpu": ("cuda", "rocm")}.get(planned.platform, (planned.platform,))
+    return lax.platform_dependent(*arrays, default=in_xla, **dict.fromkeys(names, kernel))
+
+
+def vary_together(arrays: T) -> T:
+    """Under `jax.shard_map`, all as varying over every mesh axis that one of them varies over.
+
+    A gradient must vary as its primal does. Here, outside of a custom derivative, JAX sees to that: it
+    sums up the gradient of what was the same on all devices.
+    """
+    leaves = jax.tree.leaves(arrays)
+    axes = frozenset().union(*map(varying_axes, leaves))
+
+    def vary(array: jax.Array) -> jax.Array:
+        missing = tuple(sorted(axes - varying_axes(array)))
+        return lax.pcast(array, missing, to="varying") if missing else array
+
+    return jax.tree.map(vary, arrays)
+
+
+def varying_axes(array: jax.Array) -> frozenset[str]:
+    """The axes of the mesh over which an array differs from device to device, under `jax.shard_map`."""
+    return jax.typeof(array).manual_axis_type.varying
 
 
 def power_of_two(number: int) -> int:
@@ -26,37 +167,40 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def device_kind() -> str:
-    """What the maker calls the device that a computation is traced for, such as "NVIDIA H200"."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (jax.devices()[0] if device is None else device).device_kind
-
-
 def pallas_call(
     kernel: Callable[..., None],
     arrays: Sequence[jax.Array],
     *,
+    device: Device,
     grid: tuple[int, ...],
     in_specs: Sequence[pl.BlockSpec],
     outputs: Sequence[tuple[pl.BlockSpec, tuple[int, ...], Any]],
     flops: int,
     transcendentals: int = 0,
     warps: int = 4,
+    stages: int = 2,
 ) -> Sequence[jax.Array]:
     """Run a kernel for TPUs, and through Triton for GPUs; on a CPU it is interpreted.
 
     Args:
       kernel: gets a reference for every array, then one for every output.
       arrays: the inputs.
+      device: what to compile for.
       grid: how many programs there are along each axis; all are independent.
       in_specs: which block of each input a program has.
       outputs: block, shape and dtype of each output.
       flops, transcendentals: of all programs; XLA takes a kernel without an estimate to be free.
-      warps: of a program on a GPU.
+      warps, stages: of a program on a GPU.
     """
     specs, shapes, dtypes = zip(*outputs, strict=True)
     # Under `jax.shard_map` an output varies over every mesh axis that an input varies over.
-    varying = frozenset().union(*(jax.typeof(array).manual_axis_type.varying for array in arrays))
+    varying = frozenset().union(*map(varying_axes, arrays))
+    if varying and device.platform == "cpu":
+        raise NotImplementedError(
+            "a kernel that is interpreted on a CPU cannot run in jax.shard_map with check_vma=True: JAX's "
+            "interpreter does not follow which axes a value varies over; use implementation='xla', or "
+            "check_vma=False"
+        )
     kind = jax.sharding.ManualAxisType(varying=varying)
     out_shape = [
         jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
@@ -70,8 +214,8 @@ def pallas_call(
         in_specs=list(in_specs),
         out_specs=list(specs),
         out_shape=out_shape,
-        interpret=interpretation(),
-        compiler_params=_compiler_params(len(grid), warps),
+        interpret=interpretation(device),
+        compiler_params=_compiler_params(device, len(grid), warps, stages),
         cost_estimate=pl.CostEstimate(
             flops=flops, transcendentals=transcendentals, bytes_accessed=moved
         ),
@@ -79,22 +223,29 @@ def pallas_call(
     )(*arrays)
 
 
-def interpretation() -> Any:
+def interpretation(device: Device) -> Any:
     """How `pl.pallas_call` interprets a kernel, or False where it is compiled."""
-    return platform() == "cpu"
+    return device.platform == "cpu"
 
 
-def _compiler_params(axes: int, warps: int) -> Any:
+def _compiler_params(device: Device, axes: int, warps: int, stages: int) -> Any:
     # Imported here: a jax for one kind of device need not have the other's modules.
-    if platform() == "gpu":
+    if device.platform == "gpu":
         from jax.experimental.pallas import triton
 
-        return triton.CompilerParams(num_warps=warps, num_stages=2)
-    if platform() == "tpu":
+        return triton.CompilerParams(num_warps=warps, num_stages=stages)
+    if device.platform == "tpu":
         from jax.experimental.pallas import tpu
 
-        return tpu.CompilerParams(dimension_semantics=[tpu.PARALLEL] * axes, vmem_limit_bytes=_VMEM)
+        return tpu.CompilerParams(
+            dimension_semantics=[tpu.PARALLEL] * axes, vmem_limit_bytes=vmem_limit(device)
+        )
     return None
+
+
+def vmem_limit(device: Device) -> int:
+    """Bytes of vector memory that a kernel may use; XLA keeps what it needs itself."""
+    return (device.vmem or 0) * 3 // 4
 
 
 def _name(kernel: Any) -> str:

@@ -51,7 +51,7 @@ def as_seed(seed: Any, name: str = "seed") -> UInt32[Array, ""]:
             word = fold(word, other)
         return word
     if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
-        if not 0 <= seed < 2**32:
+        if not 0 <= int(seed) < 2**32:
             raise ValueError(f"{name}={seed}; it must be from 0 to 2^32 - 1")
         return jnp.uint32(int(seed))
     if not hasattr(seed, "dtype") or not jnp.issubdtype(seed.dtype, jnp.integer):

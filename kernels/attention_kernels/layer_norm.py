@@ -5,28 +5,41 @@ It moves memory and computes next to nothing. Written out, XLA keeps the sum, it
 mask for the backward pass; the kernel reads the two inputs again and makes everything anew.
 """
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, UInt32
 
-from attention_kernels.backends import pallas_call, platform, power_of_two
-from attention_kernels.dropout import dropout_bits, fold, keep_mask
+from attention_kernels import backends
+from attention_kernels.backends import Device, pallas_call, power_of_two
+from attention_kernels.dropout import (
+    Seed,
+    as_seed,
+    check_rate,
+    fold,
+    head_words,
+    keep_mask,
+    keep_scale,
+)
+from attention_kernels.options import check_floats, check_integers, wide
 
 _POSITIONS = 32  # of a program; fewer programs make fewer partial sums for scale and bias
+_IMPLEMENTATIONS = ("xla", "pallas")
 
 
 def dropout_add_layer_norm(
-    x: Float[Array, "B T D"],
-    residual: Float[Array, "B T D"],
-    scale: Float[Array, " D"],
-    bias: Float[Array, " D"],
+    x: Any,
+    residual: Any,
+    scale: Any,
+    bias: Any,
     *,
     rate: float = 0.0,
-    seed: Integer[Array, ""] | None = None,
+    seed: Seed | None = None,
     row_ids: Int[Array, " B"] | None = None,
     eps: float = 1e-6,
     implementation: str | None = None,
@@ -34,118 +47,207 @@ def dropout_add_layer_norm(
     """scale * normalise(residual + dropout(x)) + bias, over D; computed in float32.
 
     Args:
-      x: a sublayer's output, of which dropout zeroes entries.
-      residual: what the sublayer read. The output has its dtype.
-      scale, bias: of the normalisation.
-      rate: the share that is dropped; needs `seed`.
-      seed: an integer scalar, may be traced.
-      row_ids: each row's number in the global batch (default: 0, 1, ...); see `dropout.py`.
+      x [B, T, D]: a sublayer's output, of which dropout zeroes entries.
+      residual [B, T, D]: what the sublayer read. The output has its dtype.
+      scale, bias [D]: of the normalisation.
+      rate: the share that is dropped, from 0 to 1; needs `seed`.
+      seed: an integer scalar, may be traced, or a `jax.random.key`. One seed is one mask, and head 0 of
+        `attention` has the same for the same seed: `fold_in` makes others.
+      row_ids [B]: each row's number in the global batch (default: 0, 1, ...); see `dropout.py`.
       eps: added to the variance.
       implementation: "xla", "pallas", or None: the best one here.
 
     Raises:
-      ValueError: the implementation is unknown, or dropout is asked for without a seed.
+      TypeError, ValueError: the arguments do not fit each other, the implementation is unknown, or
+        dropout is asked for without a seed.
+      NotImplementedError: the implementation that is asked for cannot serve these inputs.
     """
-    implementation = implementation or choose_layer_norm(rate)
-    if implementation not in _IMPLEMENTATIONS:
+    if implementation not in (None, *_IMPLEMENTATIONS):
         raise ValueError(
             f"implementation={implementation!r}; known are {', '.join(_IMPLEMENTATIONS)} and None"
         )
-    if rate > 0.0 and seed is None:
-        raise ValueError("rate > 0 needs a seed")
-    seed = jnp.uint32(0) if seed is None else seed
-    row_ids = jnp.arange(x.shape[0]) if row_ids is None else row_ids
-    return _IMPLEMENTATIONS[implementation](x, residual, scale, bias, rate, seed, row_ids, eps)
+    _check(x, residual, scale, bias)
+    rate = check_rate(rate, "rate")
+    if isinstance(eps, jax.core.Tracer):
+        raise TypeError("eps is traced; it must be a number that is known when compiling")
+    arrays = x, residual, scale, bias, _words(x, rate, seed, row_ids)
+    device = backends.device()
+    if 0 in x.shape:
+        implementation = "xla"
+    elif implementation is None:
+        implementation = choose_layer_norm(residual, rate)
+    call = _Call(rate, float(eps), x.shape[2], device)
+    if implementation == "xla":
+        return _in_xla(call, *arrays)
+    reason = _unsupported(residual, device)
+    if reason:
+        raise NotImplementedError(f"implementation='pallas' cannot serve {reason}")
+    return _run_kernel(call, *backends.vary_together(arrays))
 
 
-def choose_layer_norm(rate: float) -> str:
+def choose_layer_norm(residual: Float[Array, "B T D"], rate: float) -> str:
     """The best implementation here: without dropout XLA does as well as the kernel."""
-    return "xla" if platform() == "cpu" or rate == 0.0 else "pallas"
+    device = backends.device()
+    if rate == 0.0 or device.platform not in ("gpu", "tpu"):
+        return "xla"
+    reason = _unsupported(residual, device)
+    if reason is None:
+        return "pallas"
+    backends.log_once(f"layer normalisation on {device.kind} is left to XLA: {reason}")
+    return "xla"
 
 
-def _xla(x, residual, scale, bias, rate, seed, row_ids, eps):
-    x = x.astype(jnp.float32)
-    if rate > 0.0:
-        bits = dropout_bits(seed, row_ids, 1, *x.shape[1:])[:, 0]
-        x = jnp.where(keep_mask(bits, rate), x / (1.0 - rate), 0.0)
-    normal, _ = _normalise(residual.astype(jnp.float32) + x, eps)
+def _unsupported(residual, device) -> str | None:
+    if wide(residual.dtype) == jnp.float64:
+        return "float64"
+    return backends.unsupported(device)
+
+
+def _check(x, residual, scale, bias) -> None:
+    check_floats({"x": x, "residual": residual}, rank=3)
+    check_floats({"scale": scale, "bias": bias}, rank=1)
+    if x.shape != residual.shape or not scale.shape == bias.shape == x.shape[2:]:
+        raise ValueError(
+            "x and residual need one shape [B, T, D], scale and bias [D]; they have shapes "
+            f"{x.shape}, {residual.shape}, {scale.shape}, {bias.shape}"
+        )
+
+
+def _words(x, rate, seed, row_ids) -> UInt32[Array, "B T"]:
+    """What is left of `dropout_bits` when the feature has been folded in."""
+    rows, length, _ = x.shape
+    if rate == 0.0:
+        return jnp.zeros((rows, length), jnp.uint32)
+    if seed is None:
+        raise ValueError(f"rate={rate} needs a seed")
+    if row_ids is None:
+        row_ids = jnp.arange(rows, dtype=jnp.int32)
+    check_integers("row_ids", row_ids, (rows,))
+    words = head_words(as_seed(seed), jnp.asarray(row_ids), 1)
+    return fold(words, jnp.arange(length, dtype=jnp.int32)[None])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What a call is compiled for."""
+
+    rate: float
+    eps: float
+    features: int  # D
+    device: Device
+
+
+def _in_xla(call, x, residual, scale, bias, words):
+    dtype = wide(residual.dtype)
+    x = x.astype(dtype)
+    if call.rate > 0.0:
+        features = jnp.arange(call.features, dtype=jnp.int32)[None, None]
+        keep = keep_mask(fold(words[..., None], features), call.rate)
+        x = jnp.where(keep, x * keep_scale(call.rate), 0.0)
+    normal, _ = _normalise(residual.astype(dtype) + x, call.eps)
+    scale, bias = (of.astype(dtype)[None, None] for of in (scale, bias))
     return (scale * normal + bias).astype(residual.dtype)
 
 
-def _pallas(x, residual, scale, bias, rate, seed, row_ids, eps):
-    batch, length, features = x.shape
-    # One word a position: what is left of dropout_bits is the feature.
-    words = fold(fold(seed.astype(jnp.uint32), row_ids), jnp.zeros((), jnp.int32))[:, None]
-    words = fold(words, jnp.arange(length)).reshape(-1, 1)
-    positions = batch * length
-    # Triton wants powers of two: columns of padding that the statistics leave out.
-    wide = power_of_two(features) if platform() == "gpu" else features
-    padding = ((0, -positions % _POSITIONS), (0, wide - features))
-
-    def flat(array):
-        return jnp.pad(array.reshape(-1, features), padding)
-
-    out = _flat(
-        (rate, eps, features, _rows(wide)),
-        jnp.pad(words, (padding[0], (0, 0))),
-        flat(x),
-        flat(residual),
-        *(jnp.pad(array, padding[1])[None].astype(jnp.float32) for array in (scale, bias)),
-    )
-    return out[:positions, :features].reshape(residual.shape)
-
-
-_IMPLEMENTATIONS = {"xla": _xla, "pallas": _pallas}
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _flat(constants, words, x, residual, scale, bias):
-    """Of words [N, 1], x and residual [N, D], scale and bias [1, D]."""
-    return _forward(constants, words, x, residual, scale, bias)[0]
+def _run_kernel(call, x, residual, scale, bias, words):
+    return _forward(call, x, residual, scale, bias, words)[0]
 
 
-def _forward(constants, words, x, residual, scale, bias):
-    block, vector = _block(x), _vector(x)
+def _forward(call, *arrays):
+    kernel, in_xla = functools.partial(_kernel_forward, call), functools.partial(_in_xla, call)
+    return backends.on_platform(call.device, kernel, in_xla, *arrays), arrays
+
+
+def _backward(call, arrays, d_out):
+    def in_xla(d_out, x, residual, scale, bias, words):
+        def forward(x, residual, scale, bias):
+            return _in_xla(call, x, residual, scale, bias, words)
+
+        return jax.vjp(forward, x, residual, scale, bias)[1](d_out)
+
+    kernel = functools.partial(_kernel_backward, call)
+    return *backends.on_platform(call.device, kernel, in_xla, d_out, *arrays), None
+
+
+_run_kernel.defvjp(_forward, _backward)
+
+
+def _kernel_forward(call, x, residual, scale, bias, words):
+    words, x_rows, residual_rows, scale, bias = _flat(call, words, x, residual, scale, bias)
+    block, vector = _block(x_rows), _vector(x_rows)
     (out,) = pallas_call(
-        functools.partial(layer_norm_forward, constants=constants),
-        (words, x, residual, scale, bias),
-        grid=(x.shape[0] // _POSITIONS,),
+        functools.partial(layer_norm_forward, call=call, size=_rows(call, x_rows)),
+        (words, x_rows, residual_rows, scale, bias),
+        device=call.device,
+        grid=(x_rows.shape[0] // _POSITIONS,),
         in_specs=[_block(words), block, block, vector, vector],
-        outputs=[(block, residual.shape, residual.dtype)],
+        outputs=[(block, residual_rows.shape, residual.dtype)],
         flops=10 * x.size,
-        warps=_warps(x),
+        warps=_warps(x_rows),
     )
-    return out, (words, x, residual, scale, bias)
+    return _unflat(out, residual)
 
 
-def _backward(constants, residuals, d_out):
-    words, x, residual, scale, _ = residuals
-    programs = x.shape[0] // _POSITIONS
-    block, vector = _block(x), _vector(x)
-    partial = pl.BlockSpec((None, 1, x.shape[1]), lambda i: (i, 0, 0))
-    sums = partial, (programs, 1, x.shape[1]), jnp.float32
+def _kernel_backward(call, d_out, x, residual, scale, bias, words):
+    words, x_rows, residual_rows, scale_row, _, d_out = _flat(
+        call, words, x, residual, scale, bias, d_out
+    )
+    programs = x_rows.shape[0] // _POSITIONS
+    block, vector = _block(x_rows), _vector(x_rows)
+    partial = pl.BlockSpec((None, 1, x_rows.shape[1]), lambda i: (i, 0, 0))
+    sums = partial, (programs, 1, x_rows.shape[1]), jnp.float32
     d_x, d_residual, d_scale, d_bias = pallas_call(
-        functools.partial(layer_norm_backward, constants=constants),
-        (words, x, residual, scale, d_out),
+        functools.partial(layer_norm_backward, call=call, size=_rows(call, x_rows)),
+        (words, x_rows, residual_rows, scale_row, d_out),
+        device=call.device,
         grid=(programs,),
         in_specs=[_block(words), block, block, vector, block],
-        outputs=[(block, x.shape, x.dtype), (block, residual.shape, residual.dtype), sums, sums],
+        outputs=[
+            (block, x_rows.shape, x.dtype),
+            (block, x_rows.shape, residual.dtype),
+            sums,
+            sums,
+        ],
         flops=20 * x.size,
-        warps=_warps(x),
+        warps=_warps(x_rows),
     )
-    return None, d_x, d_residual, d_scale.sum(axis=0), d_bias.sum(axis=0)
+    d_scale, d_bias = (
+        of.sum(axis=(0, 1))[: call.features].astype(like.dtype)
+        for of, like in ((d_scale, scale), (d_bias, bias))
+    )
+    return _unflat(d_x, x), _unflat(d_residual, residual), d_scale, d_bias
 
 
-_flat.defvjp(_forward, _backward)
+def _flat(call, words, x, residual, scale, bias, *more):
+    """Words [N, 1], x, residual and more [N, D'], scale and bias [1, D'], in whole blocks."""
+    positions = words.size
+    # Triton wants powers of two: columns of padding that the statistics leave out.
+    wide = power_of_two(call.features) if call.device.platform == "gpu" else call.features
+    rows, columns = (0, -positions % _POSITIONS), (0, wide - call.features)
+    blocks = [
+        jnp.pad(of.reshape(positions, call.features), (rows, columns))
+        for of in (x, residual, *more)
+    ]
+    vectors = [jnp.pad(of.astype(jnp.float32), (columns,))[None] for of in (scale, bias)]
+    words = jnp.pad(words.reshape(positions, 1), (rows, (0, 0)))
+    return words, *blocks[:2], *vectors, *blocks[2:]
+
+
+def _unflat(rows, like):
+    """[N, D'] -> [B, T, D]."""
+    batch, length, features = like.shape
+    return rows[: batch * length, :features].reshape(like.shape)
 
 
 def _block(array):
     return pl.BlockSpec((_POSITIONS, array.shape[1]), lambda i: (i, 0))
 
 
-def _rows(features):
+def _rows(call, x):
     """How many positions a program has in registers at a time."""
-    return 8 if platform() != "gpu" or features <= 512 else max(1, 4096 // features)
+    features = x.shape[1]
+    return 8 if call.device.platform != "gpu" or features <= 512 else max(1, 4096 // features)
 
 
 def _warps(x):
@@ -157,32 +259,30 @@ def _vector(array):
     return pl.BlockSpec((1, array.shape[1]), lambda i: (0, 0))
 
 
-def layer_norm_forward(words, x, residual, scale, bias, out, *, constants):
+def layer_norm_forward(words, x, residual, scale, bias, out, *, call, size):
     """One block of positions: words [R, 1], x, residual and out [R, D], scale and bias [1, D]."""
-    _, _, _, size = constants
 
     def step(number, carry):
         rows = pl.ds(pl.multiple_of(number * size, size), size)
-        normal, *_ = _tile(constants, words[rows, :], x[rows, :], residual[rows, :])
+        normal, *_ = _tile(call, words[rows, :], x[rows, :], residual[rows, :])
         out[rows, :] = (scale[...] * normal + bias[...]).astype(out.dtype)
         return carry
 
-    lax.fori_loop(0, _POSITIONS // size, step, 0)
+    lax.fori_loop(jnp.int32(0), jnp.int32(_POSITIONS // size), step, jnp.int32(0))
 
 
 def layer_norm_backward(
-    words, x, residual, scale, d_out, d_x, d_residual, d_scale, d_bias, *, constants
+    words, x, residual, scale, d_out, d_x, d_residual, d_scale, d_bias, *, call, size
 ):
     """One block of positions; d_scale and d_bias [1, D] are this block's share of the sums."""
-    _, _, features, size = constants
 
     def step(number, carry):
         rows = pl.ds(pl.multiple_of(number * size, size), size)
-        normal, deviation, keep = _tile(constants, words[rows, :], x[rows, :], residual[rows, :])
+        normal, deviation, keep = _tile(call, words[rows, :], x[rows, :], residual[rows, :])
         d_o = d_out[rows, :].astype(jnp.float32)
         d_normal = d_o * scale[...]
-        mean = d_normal.sum(axis=1, keepdims=True) / features
-        slope = (d_normal * normal).sum(axis=1, keepdims=True) / features
+        mean = d_normal.sum(axis=1, keepdims=True) / call.features
+        slope = (d_normal * normal).sum(axis=1, keepdims=True) / call.features
         d_sum = (d_normal - mean - normal * slope) / deviation
         d_residual[rows, :] = d_sum.astype(d_residual.dtype)
         d_x[rows, :] = (d_sum * keep).astype(d_x.dtype)
@@ -192,19 +292,19 @@ def layer_norm_backward(
         )
 
     zeros = jnp.zeros((1, x.shape[1]), jnp.float32)
-    d_scale[...], d_bias[...] = lax.fori_loop(0, _POSITIONS // size, step, (zeros, zeros))
+    steps = jnp.int32(0), jnp.int32(_POSITIONS // size)
+    d_scale[...], d_bias[...] = lax.fori_loop(*steps, step, (zeros, zeros))
 
 
-def _tile(constants, words, x, residual):
+def _tile(call, words, x, residual):
     """Of a few positions: the normalised sum, its standard deviation, and dropout's factors."""
-    rate, eps, features, _ = constants
     columns = lax.broadcasted_iota(jnp.int32, x.shape, 1)
     keep = jnp.ones(x.shape, jnp.float32)
-    if rate > 0.0:
-        keep = jnp.where(keep_mask(fold(words, columns), rate), 1.0 / (1.0 - rate), 0.0)
+    if call.rate > 0.0:
+        keep = jnp.where(keep_mask(fold(words, columns), call.rate), keep_scale(call.rate), 0.0)
     total = residual.astype(jnp.float32) + keep * x.astype(jnp.float32)
-    inside = columns < features
-    return *_normalise(total, eps, inside, features), keep
+    inside = columns < call.features
+    return *_normalise(total, call.eps, inside, call.features), keep
 
 
 def _normalise(total, eps, inside=True, features=None):

@@ -2,19 +2,18 @@
 """Attention as Pallas kernels for Hopper GPUs, through Mosaic. What a program does: mosaic_tiles.py."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from attention_kernels import mosaic_tiles
-from attention_kernels.backends import device_kind, platform
-from attention_kernels.dropout import head_words
-from attention_kernels.mosaic_tiles import ROWS, Plan, run
+from attention_kernels.backends import Device
+from attention_kernels.mosaic_tiles import LOG2_E, LOWEST, ROWS, Plan, run
+from attention_kernels.options import Inputs, Options
 
 _DTYPES = (jnp.bfloat16, jnp.float16)
-_HOPPER = ("H100", "H200", "H800", "H20", "GH200")  # compute capability 9.0, which has wgmma
 
 
 def interpretation() -> Any:
@@ -22,128 +21,127 @@ def interpretation() -> Any:
     return None
 
 
-def unsupported(query: jax.Array, key: jax.Array, value: jax.Array) -> str | None:
-    """Why these inputs cannot be served here, or None if they can."""
-    if interpretation() is None and not (
-        platform() == "gpu" and any(name in _HOPPER for name in device_kind().split())
-    ):
-        return f"a device of kind {device_kind()}: wgmma needs a GPU of compute capability 9.0"
-    if query.dtype not in _DTYPES or len({query.dtype, key.dtype, value.dtype}) > 1:
-        dtypes = f"{query.dtype}, {key.dtype}, {value.dtype}"
-        return f"inputs of dtype {dtypes}, not all bfloat16 or all float16"
-    if max(query.shape[3], value.shape[3]) > 128:
-        return f"heads of {query.shape[3]} and {value.shape[3]} features, more than 128"
-    if min(*query.shape, *value.shape) == 0:
-        return "an empty array"
-    return None
+def unsupported(inputs: Inputs, device: Device) -> str | None:
+    """Why these inputs cannot be served on this device, or None if they can."""
+    if interpretation() is None and device.capability != (9, 0):
+        return f"a device of kind {device.kind}: wgmma needs a GPU of compute capability 9.0"
+    if inputs.query.dtype not in _DTYPES:
+        return f"inputs of dtype {inputs.query.dtype}, which is not bfloat16 or float16"
+    k, v = inputs.query.shape[3], inputs.value.shape[3]
+    return f"heads of {k} and {v} features, more than 128" if max(k, v) > 128 else None
 
 
-def attention(
-    query,
-    key,
-    value,
-    *,
-    query_segments,
-    key_segments,
-    causal,
-    dropout_rate,
-    dropout_seed,
-    row_ids,
-    head_offset,
-    scale,
-):
-    """See `attention_kernels.attention`.
-
-    Raises:
-      NotImplementedError: see `unsupported`.
-    """
-    reason = unsupported(query, key, value)
-    if reason:
-        raise NotImplementedError(f"implementation='mosaic_gpu' cannot serve {reason}")
-    batch, queries, heads, k = query.shape
-    keys, v = value.shape[1], value.shape[3]
-    plan = Plan(
-        features=64 if max(k, v) <= 64 else 128,
-        scale=k**-0.5 if scale is None else scale,
-        causal=causal,
-        rate=dropout_rate,
-        interpretation=interpretation(),
-    )
-    if query_segments is None:
-        query_segments = jnp.ones((batch, queries), jnp.int32)
-    if key_segments is None:
-        key_segments = jnp.ones((batch, keys), jnp.int32)
-    words = jnp.zeros((batch, heads), jnp.uint32)
-    if dropout_rate > 0.0:
-        words = head_words(dropout_seed, row_ids, heads, head_offset)
-
-    def pad(array):
-        """Whole tiles of whole features: [B, T, H, K] -> [B, T', H, F]; segments with padding."""
-        widths = [(0, 0)] * array.ndim
-        widths[1] = 0, _padded(array.shape[1]) - array.shape[1]
-        if array.ndim == 4:
-            widths[3] = 0, plan.features - array.shape[3]
-        return jnp.pad(array, widths)
-
-    # Padding among the queries is made another number than padding among the keys, which it meets not.
-    query_segments = jnp.where(query_segments == 0, -1, query_segments).astype(jnp.int32)
-    out = _attention(
-        plan,
-        words,
-        pad(query_segments),
-        pad(key_segments.astype(jnp.int32)),
-        *map(pad, (query, key, value)),
-    )
-    return out[:, :queries, :, :v]
-
-
-def _padded(length: int) -> int:
-    """One tile, or pairs of tiles."""
-    return ROWS if length <= ROWS else -(-length // (2 * ROWS)) * 2 * ROWS
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan, words, query_segments, key_segments, query, key, value):
-    """Of words [B, H], segments [B, T] and [B, S], query [B, T, H, F], key and value [B, S, H, F]."""
-    return _forward(plan, words, query_segments, key_segments, query, key, value)[0]
-
-
-def _forward(plan, words, query_segments, key_segments, query, key, value):
-    batch, queries, heads, _ = query.shape
-    out, log_sums = run(
-        dataclasses.replace(plan, block=min(2 * ROWS, key.shape[1])),
+def forward(
+    inputs: Inputs, *, options: Options, device: Device
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H T"]]:
+    """Equation 1, and the log-sum-exp of every query's scores."""
+    del device  # Hopper
+    plan = _plan(inputs, options)
+    per_row, of_queries, of_keys = _lay_out(plan, inputs)
+    batch, queries, heads, _ = of_queries[0].shape
+    keys = of_keys[0].shape[1]
+    out, lse = run(
+        dataclasses.replace(plan, block=min(2 * ROWS, keys)),
         mosaic_tiles.attention_forward,
-        words,
-        own=(query, query_segments),
-        passing=(key, value, key_segments),
-        outputs=[query, jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)],
+        per_row,
+        own=of_queries,
+        passing=of_keys,
+        outputs=[of_queries[0], jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)],
     )
-    return out, (words, query_segments, key_segments, query, key, value, out, log_sums)
+    length, v = inputs.query.shape[1], inputs.value.shape[3]
+    lse = lse[..., :length]
+    return out[:, :length, :, :v], jnp.where(lse > LOWEST, lse / LOG2_E, -jnp.inf)
 
 
-def _backward(plan, residuals, d_out):
-    words, query_segments, key_segments, query, key, value, out, log_sums = residuals
-    # The sum over keys of weight times its gradient (Dao et al. 2022, B.2), [B, H, T].
-    deltas = jnp.einsum("bthf,bthf->bht", out.astype(jnp.float32), d_out.astype(jnp.float32))
-    of_queries = (query, d_out, query_segments, log_sums, deltas)
-    of_keys = (key, value, key_segments)
+def backward(
+    inputs: Inputs,
+    out: Float[Array, "B T H V"],
+    lse: Float[Array, "B H T"],
+    d_out: Float[Array, "B T H V"],
+    d_lse: Float[Array, "B H T"],
+    *,
+    options: Options,
+    device: Device,
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B S G K"], Float[Array, "B S G V"]]:
+    """The gradients of query, key and value."""
+    del device  # Hopper
+    plan = _plan(inputs, options)
+    per_row, (query, query_segments), of_keys = _lay_out(plan, inputs)
+    # The sum over keys of weight times its gradient (Dao et al. 2022, B.2), [B, H, T]; the log-sum-exp's
+    # own gradient is that of every score by its weight.
+    deltas = jnp.einsum("bthv,bthv->bht", out.astype(jnp.float32), d_out.astype(jnp.float32))
+    seen = lse > -jnp.inf  # the weights of queries that see nothing are 0 by the mask
+    lse, deltas = jnp.where(seen, lse * LOG2_E, 0.0), jnp.where(seen, deltas - d_lse, 0.0)
+    ends = ((0, 0), (0, 0), (0, query.shape[1] - lse.shape[2]))
+    d_out = _pad(plan, d_out.astype(query.dtype))
+    of_queries = query, d_out, query_segments, jnp.pad(lse, ends), jnp.pad(deltas, ends)
+    # Each query head has a part of its key head's gradient.
+    shape = (*of_keys[0].shape[:2], query.shape[2], plan.features)
     d_key, d_value = run(
         plan,
         mosaic_tiles.attention_backward,
-        words,
+        per_row,
         own=of_keys,
         passing=of_queries,
-        outputs=[key, value],
+        outputs=[jax.ShapeDtypeStruct(shape, query.dtype)] * 2,
     )
     (d_query,) = run(
         plan,
         mosaic_tiles.attention_query_backward,
-        words,
+        per_row,
         own=of_queries,
         passing=of_keys,
         outputs=[query],
     )
-    return None, None, None, d_query, d_key, d_value
+
+    def gradient(of, like):
+        """[B, S', H, F] -> [B, S, G, K]."""
+        _, length, heads, features = like.shape
+        of = of[:, :length, :, :features].reshape(of.shape[0], length, heads, -1, features)
+        return of.astype(jnp.float32).sum(axis=3).astype(like.dtype)
+
+    gradients = zip((d_query, d_key, d_value), inputs[:3], strict=True)
+    d_query, d_key, d_value = (gradient(*pair) for pair in gradients)
+    return d_query, d_key, d_value
 
 
-_attention.defvjp(_forward, _backward)
+def _plan(inputs: Inputs, options: Options) -> Plan:
+    return Plan(
+        features=64 if max(inputs.query.shape[3], inputs.value.shape[3]) <= 64 else 128,
+        causal=options.causal,
+        offset=inputs.query_offset is not None,
+        rate=options.dropout_rate,
+        interpretation=interpretation(),
+    )
+
+
+def _lay_out(plan: Plan, inputs: Inputs) -> tuple[tuple[Any, ...], ...]:
+    """Whole tiles of whole features.
+
+    (words [B, H], offsets [B]), (query [B, T', H, F], its segments [B, T']), (key and value
+    [B, S', G, F], their segments [B, S']).
+    """
+    batch, queries, heads, _ = inputs.query.shape
+    words, offsets = inputs.words, inputs.query_offset
+    words = jnp.zeros((batch, heads), jnp.uint32) if words is None else words
+    offsets = jnp.zeros(batch, jnp.int32) if offsets is None else offsets
+    query_segments, key_segments = inputs.query_segments, inputs.key_segments
+    if query_segments is None or key_segments is None:
+        query_segments = jnp.ones((batch, queries), jnp.int32)
+        key_segments = jnp.ones((batch, inputs.key.shape[1]), jnp.int32)
+    # Padding among the queries is made another number than padding among the keys, which it meets not.
+    padding = jnp.iinfo(jnp.int32).min
+    query_segments = jnp.where(query_segments == 0, padding, query_segments)
+    query, key, value = (_pad(plan, of) for of in inputs[:3])
+    of_queries = query, _pad(plan, query_segments, padding)
+    return (words, offsets), of_queries, (key, value, _pad(plan, key_segments))
+
+
+def _pad(plan: Plan, array: jax.Array, filler: int = 0) -> jax.Array:
+    """[B, T, H, K] -> [B, T', H, F]: whole tiles, and pairs of them; or segments, with padding."""
+    length = array.shape[1]
+    rows = ROWS if length <= ROWS else 2 * ROWS
+    widths = [(0, 0), (0, -length % rows)]
+    if array.ndim == 4:
+        widths += [(0, 0), (0, plan.features - array.shape[3])]
+    return jnp.pad(array, widths, constant_values=filler)

@@ -26,13 +26,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from attention_kernels.dropout import fold, keep_mask
+from attention_kernels.dropout import fold, keep_mask, keep_scale
 
 ROWS = 64  # of a warpgroup's tile, as wgmma has it
-_LOWEST = -1e30  # below every score, and finite: no NaN where a query sees nothing
-_LOG2_E = math.log2(
-    math.e
-)  # the hardware's exponential has base 2, and so has the log-sum-exp here
+LOWEST = -1e30  # below every score, and finite: no NaN where a query sees nothing
+LOG2_E = math.log2(math.e)  # the hardware's exponential has base 2, and so has the log-sum-exp here
 _AXES = ("row", "head", "group", "warpgroup")  # of the grid, and of a program
 # How vectors stand in shared memory for wgmma: rows of 128 bytes, eight to a tile, swizzled.
 _TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -43,26 +41,29 @@ class Plan:
     """What a kernel is compiled for."""
 
     features: int  # F
-    scale: float
     causal: bool
+    offset: bool  # the first query does not stand where the first key does
     rate: float  # of dropout
     interpretation: Any  # how the kernel is interpreted; None: it is compiled
     warpgroups: int = 1  # W
     block: int = ROWS  # N
 
 
-def run(plan, kernel, words, *, own, passing, outputs):
+def run(plan, kernel, per_row, *, own, passing, outputs):
     """Run a kernel in which programs have tiles of the arrays `own`, and blocks of `passing` go by.
 
     Args:
       plan: its W is chosen here.
-      kernel: gets the plan, the word of its (row, head), the number of its tile's first row, the tile
-        and `walk`; it returns what to write to `outputs`, a row for each of the tile's.
-      words: [B, H], see `dropout.py`.
-      own, passing: vectors [B, T, H, F], then segments [B, T] and numbers [B, H, T].
+      kernel: gets the plan, the word of its (row, head), where the first query stands among the keys,
+        the number of its tile's first row, the tile and `walk`; it returns what to write to `outputs`,
+        a row for each of the tile's.
+      per_row: words [B, H], see `dropout.py`, and offsets [B].
+      own, passing: vectors [B, T, H, F] or [B, S, G, F], then segments [B, T] and numbers [B, H, T].
       outputs: shape and dtype of each, vectors first.
     """
-    batch, length, heads, _ = own[0].shape
+    words, offsets = per_row
+    batch, length = own[0].shape[:2]
+    heads = words.shape[1]
     plan = dataclasses.replace(plan, warpgroups=min(2, length // ROWS))
 
     def buffers(arrays, count, rows):
@@ -94,10 +95,10 @@ def run(plan, kernel, words, *, own, passing, outputs):
         thread_name=_AXES[3],
         kernel_name=kernel.__name__,
         interpret=plan.interpretation,
-    )(words, *own, *passing)
+    )(words, offsets, *own, *passing)
 
 
-def _program(plan, kernel, counts, words, *refs):
+def _program(plan, kernel, counts, words, offsets, *refs):
     """What a warpgroup does: fetch its tile, run the kernel, write the results; see `run`."""
     each = iter(refs)
     own, passing, outputs = (list(itertools.islice(each, count)) for count in counts)
@@ -105,11 +106,12 @@ def _program(plan, kernel, counts, words, *refs):
     row, head, group, me = map(lax.axis_index, _AXES)
     first_of_group = group * plan.warpgroups * ROWS
     first_row = first_of_group + me * ROWS
-    first, last = _span(plan, kernel, first_of_group, passing[0].shape[1] // plan.block)
+    offset = offsets[row] if plan.offset else 0
+    first, last = _span(plan, kernel, offset, first_of_group, passing[0].shape[1] // plan.block)
 
     def copy(refs, buffers, first_row, rows, barrier):
         for ref, buffer in zip(refs, buffers, strict=True):
-            part = _part(ref, row, head, pl.ds(first_row, rows))
+            part = _part(ref, row, head, pl.ds(first_row, rows), words.shape[1])
             plgpu.copy_gmem_to_smem(part, buffer, barrier)
 
     def start(number):
@@ -146,35 +148,43 @@ def _program(plan, kernel, counts, words, *refs):
         pl.loop(first, jnp.minimum(first + 2, last))(start)
 
     plgpu.barrier_wait(tile_arrived.at[me])
-    results = kernel(plan, words[row, head], first_row, tile, walk)
+    results = kernel(plan, words[row, head], offset, first_row, tile, walk)
     # The tile is done with: its memory takes the results on their way out.
     leaving = [*tile[: len(outputs) - len(numbers)], *(buffer.at[me] for buffer in numbers)]
     for result, buffer in zip(results, leaving, strict=True):
         buffer[...] = result.astype(buffer.dtype)
     plgpu.commit_smem()
     for buffer, ref in zip(leaving, outputs, strict=True):
-        plgpu.copy_smem_to_gmem(buffer, _part(ref, row, head, pl.ds(first_row, ROWS)))
+        plgpu.copy_smem_to_gmem(
+            buffer, _part(ref, row, head, pl.ds(first_row, ROWS), words.shape[1])
+        )
     plgpu.wait_smem_to_gmem(0)
 
 
-def _span(plan, kernel, first_of_group, blocks):
+def _span(plan, kernel, offset, first_of_group, blocks):
     """Which blocks go by. With `causal`, queries see no key to their right, keys no query to their left."""
     if not plan.causal:
         return 0, blocks
     if kernel is attention_backward:
-        return lax.div(first_of_group, plan.block), blocks
-    last = first_of_group + plan.warpgroups * ROWS
-    return 0, jnp.minimum(blocks, lax.div(last + plan.block - 1, plan.block))
+        first = lax.div(first_of_group - offset, jnp.int32(plan.block))
+        return jnp.minimum(jnp.maximum(first, 0), blocks), blocks
+    last = offset + first_of_group + plan.warpgroups * ROWS
+    seen = lax.div(last + (plan.block - 1), jnp.int32(plan.block))
+    return 0, jnp.minimum(jnp.maximum(seen, 0), blocks)
 
 
-def _part(ref, row, head, rows):
-    """A head's rows of vectors [B, T, H, F], of numbers [B, H, T], or of segments [B, T]."""
+def _part(ref, row, head, rows, heads):
+    """A head's rows of vectors [B, T, H, F], of numbers [B, H, T], or of segments [B, T].
+
+    Query heads may share a key head: of [B, S, G, F] head h has h // (heads / G).
+    """
     if len(ref.shape) == 4:
-        return ref.at[row, rows, head]
+        sharing = heads // ref.shape[2]
+        return ref.at[row, rows, head if sharing == 1 else lax.div(head, jnp.int32(sharing))]
     return ref.at[row, head, rows] if len(ref.shape) == 3 else ref.at[row, rows]
 
 
-def attention_forward(plan, word, first_row, tile, walk):
+def attention_forward(plan, word, offset, first_row, tile, walk):
     """A tile of queries, all keys: equation 1, and the log-sum-exp of every query's scores."""
     q, query_segments = tile[0], _read(tile[1], 0)
 
@@ -183,9 +193,9 @@ def attention_forward(plan, word, first_row, tile, walk):
         k, v, key_segments = block
         (scores,) = _products((q, k.T))
         seen, kept = _masks(
-            plan, word, (first_row, query_segments), (first_key, _read(key_segments, 1)), 0
+            plan, word, (offset + first_row, query_segments), (first_key, _read(key_segments, 1)), 0
         )
-        scores = jnp.where(seen, (plan.scale * _LOG2_E) * scores, _LOWEST)
+        scores = jnp.where(seen, LOG2_E * scores, LOWEST)
         new_largest = jnp.maximum(largest, scores.max(axis=1))
         weights = jnp.where(seen, jnp.exp2(scores - _spread(new_largest, scores.shape, 0)), 0.0)
         shrink = jnp.exp2(largest - new_largest)
@@ -194,25 +204,29 @@ def attention_forward(plan, word, first_row, tile, walk):
         sums = _add_product(plan, sums, _drop(plan, weights, kept).astype(v.dtype), v)
         return new_largest, total, sums
 
-    start = _zeros(ROWS) + _LOWEST, _zeros(ROWS), _zeros(ROWS, plan.features)
+    start = _zeros(ROWS) + LOWEST, _zeros(ROWS), _zeros(ROWS, plan.features)
     largest, total, sums = walk(step, start)
     total = jnp.where(total == 0.0, 1.0, total)
     return sums / _spread(total, sums.shape, 0), largest + jnp.log2(total)
 
 
-def attention_backward(plan, word, first_row, tile, walk):
+def attention_backward(plan, word, offset, first_row, tile, walk):
     """A tile of keys, all queries: the gradients of these keys and values."""
     k, v, key_segments = tile[0], tile[1], _read(tile[2], 0)
 
     def step(first_query, block, carry):
         d_k, d_v = carry  # [64, F]
-        q, d_o, query_segments, log_sums, deltas = block
+        q, d_o, query_segments, lse, deltas = block
         masks = _masks(
-            plan, word, (first_query, _read(query_segments, 1)), (first_row, key_segments), 1
+            plan,
+            word,
+            (offset + first_query, _read(query_segments, 1)),
+            (first_row, key_segments),
+            1,
         )
         scores, d_weights = _products((k, q.T), (v, d_o.T))
         weights, d_scores = _gradients(
-            plan, scores, d_weights, masks, _read(log_sums, 1), _read(deltas, 1), 1
+            plan, scores, d_weights, masks, _read(lse, 1), _read(deltas, 1), 1
         )
         d_v = _add_product(plan, d_v, weights.astype(d_o.dtype), d_o)
         d_k = _add_product(plan, d_k, d_scores.astype(q.dtype), q)
@@ -222,34 +236,34 @@ def attention_backward(plan, word, first_row, tile, walk):
     return walk(step, start)
 
 
-def attention_query_backward(plan, word, first_row, tile, walk):
+def attention_query_backward(plan, word, offset, first_row, tile, walk):
     """A tile of queries, all keys: the gradient of these queries."""
     q, d_o, *numbers = tile
-    query_segments, log_sums, deltas = (_read(of, 0) for of in numbers)
+    query_segments, lse, deltas = (_read(of, 0) for of in numbers)
 
     def step(first_key, block, d_q):
         k, v, key_segments = block
         masks = _masks(
-            plan, word, (first_row, query_segments), (first_key, _read(key_segments, 1)), 0
+            plan, word, (offset + first_row, query_segments), (first_key, _read(key_segments, 1)), 0
         )
         scores, d_weights = _products((q, k.T), (d_o, v.T))
-        _, d_scores = _gradients(plan, scores, d_weights, masks, log_sums, deltas, 0)
+        _, d_scores = _gradients(plan, scores, d_weights, masks, lse, deltas, 0)
         return _add_product(plan, d_q, d_scores.astype(k.dtype), k)
 
     return (walk(step, _zeros(ROWS, plan.features)),)
 
 
-def _gradients(plan, scores, d_weights, masks, log_sums, deltas, axis):
-    """(weights after dropout, gradient of the products Q K^T); log_sums and deltas go along `axis`."""
+def _gradients(plan, scores, d_weights, masks, lse, deltas, axis):
+    """(weights after dropout, gradient of the scores); lse and deltas go along `axis`."""
     seen, kept = masks
-    exponents = (plan.scale * _LOG2_E) * scores - _spread(log_sums, scores.shape, axis)
+    exponents = LOG2_E * scores - _spread(lse, scores.shape, axis)
     weights = jnp.where(seen, jnp.exp2(exponents), 0.0)
     d_weights = _drop(plan, d_weights, kept) - _spread(deltas, scores.shape, axis)
-    return _drop(plan, weights, kept), plan.scale * weights * d_weights
+    return _drop(plan, weights, kept), weights * d_weights
 
 
 def _masks(plan, word, queries, keys, axis):
-    """Of a tile with queries along `axis`: what is visible (`reference.visible`), what dropout keeps.
+    """Of a tile with queries along `axis`: what is visible (`reference.attention_mask`), what dropout keeps.
 
     queries, keys: the number of the first, and the segments of all.
     """
@@ -269,7 +283,7 @@ def _masks(plan, word, queries, keys, axis):
 
 
 def _drop(plan, tile, kept):
-    return tile if kept is None else jnp.where(kept, tile / (1.0 - plan.rate), 0.0)
+    return tile if kept is None else jnp.where(kept, tile * keep_scale(plan.rate), 0.0)
 
 
 def _count(length, axis):

@@ -4,19 +4,20 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
 
-from attention_kernels import tiles
-from attention_kernels.backends import pallas_call, platform, power_of_two
-from attention_kernels.dropout import head_words
+from attention_kernels import backends, tiles
+from attention_kernels.backends import Device, pallas_call, power_of_two
+from attention_kernels.options import Inputs, Options
 from attention_kernels.tiles import Plan
 
 _WIDEST = {"cpu": 256, "gpu": 128, "tpu": 256}  # features of a head
-_LARGEST = 2**25  # bytes of a row's keys and values that a program on a TPU keeps at hand
 _DTYPES = {
     "cpu": (jnp.float32, jnp.bfloat16, jnp.float16),
     "gpu": (jnp.float32, jnp.bfloat16, jnp.float16),
@@ -24,104 +25,211 @@ _DTYPES = {
 }
 
 
-def unsupported(query: jax.Array, key: jax.Array, value: jax.Array) -> str | None:
-    """Why these inputs cannot be served here, or None if they can."""
-    dtypes = _DTYPES[platform()]
-    if query.dtype not in dtypes or len({query.dtype, key.dtype, value.dtype}) > 1:
-        known = ", ".join(jnp.dtype(dtype).name for dtype in dtypes)
+def unsupported(inputs: Inputs, device: Device) -> str | None:
+    """Why these inputs cannot be served on this device, or None if they can."""
+    reason = backends.unsupported(device)
+    if reason:
+        return reason
+    dtype, dtypes = inputs.query.dtype, _DTYPES[device.platform]
+    if dtype not in dtypes:
+        known = ", ".join(jnp.dtype(known).name for known in dtypes)
+        return f"inputs of dtype {dtype}, which is not one of {known}"
+    k, v, widest = inputs.query.shape[3], inputs.value.shape[3], _WIDEST[device.platform]
+    if max(k, v) > widest:
+        return f"heads of {k} and {v} features, more than {widest}"
+    if device.platform == "gpu" and device.shared_memory < _SMALL:
+        return f"a GPU whose blocks have {device.shared_memory} bytes of shared memory"
+    if device.platform != "tpu":
+        return None
+    if dtype == jnp.bfloat16 and device.kind in ("TPU v2", "TPU v3"):
+        return f"bfloat16 on a {device.kind}"
+    plan = _plan(inputs, Options(causal=False, dropout_rate=0.0, lse=False), device)
+    if _vmem(plan, inputs, device) > backends.vmem_limit(device):
+        longest = max(inputs.query.shape[1], inputs.key.shape[1])
         return (
-            f"inputs of dtype {query.dtype}, {key.dtype}, {value.dtype}, not all of one of {known}"
+            f"a sequence of {longest} positions, too long for the vector memory of a {device.kind}"
         )
-    widest = _WIDEST[platform()]
-    if max(query.shape[3], value.shape[3]) > widest:
-        return f"heads of {query.shape[3]} and {value.shape[3]} features, more than {widest}"
-    if min(*query.shape, *value.shape) == 0:
-        return "an empty array"
-    if platform() == "tpu":
-        heads = _heads_together(query.shape[2], query.shape[3], value.shape[3])
-        features = heads * (query.shape[3] + value.shape[3])
-        longest = max(query.shape[1], key.shape[1])
-        if longest * features * query.dtype.itemsize > _LARGEST:
-            return f"a sequence of {longest} positions, too long for a TPU's vector memory"
     return None
 
 
-def attention(
-    query,
-    key,
-    value,
+def forward(
+    inputs: Inputs, *, options: Options, device: Device
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H T"]]:
+    """Equation 1, and the log-sum-exp of every query's scores."""
+    plan = _plan(inputs, options, device)
+    arrays = _lay_out(plan, inputs)
+    words, *_, query, key, _ = arrays
+    batch, groups, queries = query.shape[0], words.shape[1], query.shape[1]
+    in_specs, out_specs = _forward_blocks(plan, key.shape[1], device)
+    out, lse = pallas_call(
+        functools.partial(tiles.attention_forward, plan=plan),
+        arrays,
+        device=device,
+        grid=(batch, groups, queries // plan.queries),
+        in_specs=in_specs,
+        outputs=[
+            (out_specs[0], (batch, queries, groups * plan.heads * plan.v), query.dtype),
+            (out_specs[1], (batch, groups, plan.heads, queries), jnp.float32),
+        ],
+        **_work(plan, arrays, products_of_k=1, products_of_v=1),
+    )
+    _, length, heads, _ = inputs.query.shape
+    out = out.reshape(batch, queries, heads, plan.v)[:, :length, :, : inputs.value.shape[3]]
+    lse = lse.reshape(batch, heads, queries)[..., :length]
+    return out, jnp.where(lse > tiles.LOWEST, lse, -jnp.inf)
+
+
+def backward(
+    inputs: Inputs,
+    out: Float[Array, "B T H V"],
+    lse: Float[Array, "B H T"],
+    d_out: Float[Array, "B T H V"],
+    d_lse: Float[Array, "B H T"],
     *,
-    query_segments,
-    key_segments,
-    causal,
-    dropout_rate,
-    dropout_seed,
-    row_ids,
-    head_offset,
-    scale,
-):
-    """See `attention_kernels.attention`; interpreted on a CPU.
+    options: Options,
+    device: Device,
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B S G K"], Float[Array, "B S G V"]]:
+    """The gradients of query, key and value."""
+    plan = _plan(inputs, options, device)
+    arrays = _lay_out(plan, inputs)
+    words, *_, query, key, _ = arrays
+    batch, queries, keys, groups = *query.shape[:2], key.shape[1], words.shape[1]
 
-    Raises:
-      NotImplementedError: see `unsupported`.
+    def rows(of):
+        """[B, H, T] -> [B, groups, heads, T']."""
+        padded = jnp.pad(of, ((0, 0), (0, 0), (0, queries - of.shape[2])))
+        return padded.reshape(batch, groups, plan.heads, queries)
+
+    # The sum over keys of weight times its gradient (Dao et al. 2022, B.2); the log-sum-exp's own gradient
+    # is that of every score by its weight.
+    deltas = jnp.einsum("bthv,bthv->bht", out.astype(jnp.float32), d_out.astype(jnp.float32))
+    seen = lse > -jnp.inf  # the weights of queries that see nothing are 0 by the mask
+    lse, deltas = jnp.where(seen, lse, 0.0), jnp.where(seen, deltas - d_lse, 0.0)
+    d_out = _pad(d_out.astype(query.dtype), plan.queries, plan.v)
+    arrays = (*arrays, rows(lse), rows(deltas), d_out)
+    one_tile = keys == plan.keys
+    if one_tile and device.platform == "gpu":
+        # Three gradients at a time: a GPU's registers hold half the tile that the forward pass has.
+        plan = dataclasses.replace(plan, queries=min(plan.queries, 4096 // plan.keys))
+    in_specs, out_specs = _backward_blocks(plan, queries, device)
+    # Where several programs share a key head, each has its own part of the sum.
+    heads = groups * plan.key_heads
+    exact = jnp.float32 if heads > inputs.key.shape[2] else query.dtype
+    outputs: list[tuple[Any, ...]] = [
+        (out_specs[0], (batch, keys, heads * plan.k), exact),
+        (out_specs[1], (batch, keys, heads * plan.v), exact),
+    ]
+    if one_tile:
+        outputs.append((out_specs[2], query.shape, query.dtype))
+    d_key, d_value, *d_query = pallas_call(
+        functools.partial(tiles.attention_backward, plan=plan),
+        arrays,
+        device=device,
+        grid=(batch, groups, keys // plan.keys),
+        in_specs=in_specs,
+        outputs=outputs,
+        **_work(plan, arrays, products_of_k=3 if one_tile else 2, products_of_v=2),
+    )
+    if not one_tile:
+        in_specs, out_specs = _query_backward_blocks(plan, keys, device)
+        (*d_query,) = pallas_call(
+            functools.partial(tiles.attention_query_backward, plan=plan),
+            arrays,
+            device=device,
+            grid=(batch, groups, queries // plan.queries),
+            in_specs=in_specs,
+            outputs=[(out_specs[0], query.shape, query.dtype)],
+            **_work(plan, arrays, products_of_k=2, products_of_v=1),
+        )
+
+    def gradient(of, like, features):
+        """[B, S', heads F'] -> [B, S, G, F]."""
+        _, length, key_heads, width = like.shape
+        of = of.reshape(batch, of.shape[1], key_heads, -1, features)[:, :length, ..., :width]
+        return of[:, :, :, 0] if of.shape[3] == 1 else of.sum(axis=3).astype(like.dtype)
+
+    return (
+        gradient(d_query[0], inputs.query, plan.k),
+        gradient(d_key, inputs.key, plan.k),
+        gradient(d_value, inputs.value, plan.v),
+    )
+
+
+def _lay_out(plan: Plan, inputs: Inputs) -> tuple[jax.Array, ...]:
+    """Whole tiles, and the heads side by side.
+
+    words [B, groups, 1, heads], offsets [B, 1, 1], segments [B, 1, T'] and [B, S', 1],
+    query [B, T', H K'], key [B, S', G K'], value [B, S', G V'].
     """
-    reason = unsupported(query, key, value)
-    if reason:
-        raise NotImplementedError(f"implementation='pallas' cannot serve {reason}")
-    batch, queries, heads, k = query.shape
-    keys, v = value.shape[1], value.shape[3]
-    scale = k**-0.5 if scale is None else scale
-    plan = _plan(queries, keys, heads, k, v, scale, causal, dropout_rate, query.dtype)
-    if query_segments is None:
+    batch, queries, heads, _ = inputs.query.shape
+    keys = inputs.key.shape[1]
+    query_segments, key_segments = inputs.query_segments, inputs.key_segments
+    if query_segments is None or key_segments is None:
         query_segments = jnp.ones((batch, queries), jnp.int32)
-    if key_segments is None:
         key_segments = jnp.ones((batch, keys), jnp.int32)
-    words = jnp.zeros((batch, heads), jnp.uint32)
-    if dropout_rate > 0.0:
-        words = head_words(dropout_seed, row_ids, heads, head_offset)
-
-    def pad(array, length, features):
-        """Whole tiles, and the heads side by side: [B, T, H, K] -> [B, T', H K']."""
-        widths = (0, -array.shape[1] % length), (0, 0), (0, features - array.shape[3])
-        return jnp.pad(array, ((0, 0), *widths)).reshape(batch, -1, heads * features)
-
-    out = _attention(
-        plan,
+    words, offsets = inputs.words, inputs.query_offset
+    words = jnp.zeros((batch, heads), jnp.uint32) if words is None else words
+    offsets = jnp.zeros(batch, jnp.int32) if offsets is None else offsets
+    return (
         words.reshape(batch, -1, 1, plan.heads),
+        offsets[:, None, None],
         jnp.pad(query_segments, ((0, 0), (0, -queries % plan.queries)))[:, None, :],
         jnp.pad(key_segments, ((0, 0), (0, -keys % plan.keys)))[:, :, None],
-        pad(query, plan.queries, plan.k),
-        pad(key, plan.keys, plan.k),
-        pad(value, plan.keys, plan.v),
+        _pad(inputs.query, plan.queries, plan.k),
+        _pad(inputs.key, plan.keys, plan.k),
+        _pad(inputs.value, plan.keys, plan.v),
     )
-    return out.reshape(batch, -1, heads, plan.v)[:, :queries, :, :v]
 
 
-def _plan(queries, keys, heads, k, v, scale, causal, rate, dtype):
+def _pad(array: Float[Array, "B T H F"], length: int, features: int):
+    """Whole tiles of `length` positions, heads of `features` side by side: [B, T', H F']."""
+    widths = (0, -array.shape[1] % length), (0, 0), (0, features - array.shape[3])
+    padded = jnp.pad(array, ((0, 0), *widths))
+    return padded.reshape(*padded.shape[:2], -1)
+
+
+# Of a GPU's program, by (float32, features of a head above 64): the queries and keys of a tile. The first
+# where a block has as much shared memory as on A100, H100 and B200, the second from 99 KB, as on L4 and RTX
+# 3090 to 5090. What each needs on compute capabilities 8.0 to 12.0 is the compiler's word: `make aot`.
+_GPU_TILES = {
+    (False, False): ((64, 128), (64, 128)),
+    (False, True): ((64, 128), (32, 128)),
+    (True, False): ((32, 64), (32, 32)),
+    (True, True): ((32, 32), (16, 16)),
+}
+_LARGE, _SMALL = 160 * 1024, 99 * 1024  # bytes of shared memory
+
+
+def _plan(inputs: Inputs, options: Options, device: Device) -> Plan:
     """Tiles as large as a device holds: a TPU's are whole rows of 128 lanes, a GPU's fit its registers.
 
-    Where one tile takes all keys, a backward pass is two products shorter; `make aot` says how many a
-    GPU has registers for.
+    Where one tile takes all keys, a backward pass is two products shorter.
     """
-    tpu, exact = platform() == "tpu", dtype == jnp.float32
+    _, queries, heads, k = inputs.query.shape
+    _, keys, key_heads, v = inputs.value.shape
+    tpu, exact = device.platform == "tpu", inputs.query.dtype == jnp.float32
     if tpu:
-        tile, whole, most_queries = 128, 256, 128
+        tiles_of = 128, 256 if keys <= 256 else 128
     else:
-        whole = tile = (64 if max(k, v) <= 64 else 32) if exact else 128
-        most_queries = 32 if exact else 64
-    precision = None
+        small = device.platform == "gpu" and device.shared_memory < _LARGE
+        tiles_of = _GPU_TILES[exact, max(k, v) > 64][small]
+    # Named, lest `jax_default_matmul_precision` ask of 16-bit inputs what the hardware has not got.
+    precision: Any = lax.Precision.DEFAULT
     if exact:  # three passes over the halves of a float32 are what a GPU's tensor cores offer
-        gpu = platform() == "gpu"
+        gpu = device.platform == "gpu"
         precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if gpu else lax.Precision.HIGHEST
+    together = _heads_together(key_heads, k, v) if tpu else 1
     return Plan(
-        queries=_tile(queries, most_queries),
-        keys=_tile(keys, whole if keys <= whole else tile),
-        heads=_heads_together(heads, k, v) if tpu else 1,
+        queries=_tile(queries, tiles_of[0]),
+        keys=_tile(keys, tiles_of[1]),
+        heads=together * heads // key_heads if tpu else 1,
+        key_heads=together,
+        sharing=heads // key_heads,
         k=k if tpu else max(16, power_of_two(k)),
         v=v if tpu else max(16, power_of_two(v)),
-        scale=scale,
-        causal=causal,
-        rate=rate,
+        causal=options.causal,
+        offset=inputs.query_offset is not None,
+        rate=options.dropout_rate,
         precision=precision,
     )
 
@@ -139,113 +247,10 @@ def _heads_together(heads: int, k: int, v: int) -> int:
     return heads
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan, words, query_segments, key_segments, query, key, value):
-    """[B, T, H V] of words [B, G, 1, heads], segments [B, 1, T] and [B, S, 1], query [B, T, H K], ..."""
-    return _forward(plan, words, query_segments, key_segments, query, key, value)[0]
-
-
-def _forward(plan, words, query_segments, key_segments, query, key, value):
-    batch, queries, _ = query.shape
-    groups, keys = words.shape[1], key.shape[1]
-    arrays = (words, query_segments, key_segments, query, key, value)
-    out, log_sums = pallas_call(
-        functools.partial(tiles.attention_forward, plan=plan),
-        arrays,
-        grid=(batch, groups, queries // plan.queries),
-        in_specs=[
-            _words(plan),
-            _row(plan.queries, tiled=True),
-            _column(keys),
-            _vectors(plan, plan.queries, plan.k, tiled=True),
-            _vectors(plan, keys, plan.k),
-            _vectors(plan, keys, plan.v),
-        ],
-        outputs=[
-            (
-                _vectors(plan, plan.queries, plan.v, tiled=True),
-                (batch, queries, value.shape[2]),
-                query.dtype,
-            ),
-            (
-                _row_of_heads(plan, plan.queries, tiled=True),
-                (batch, groups, plan.heads, queries),
-                jnp.float32,
-            ),
-        ],
-        **_work(plan, query, keys, products_of_k=1, products_of_v=1),
-    )
-    return out, (*arrays, out, log_sums)
-
-
-def _backward(plan, residuals, d_out):
-    *arrays, out, log_sums = residuals
-    words, _, _, query, key, value = arrays
-    batch, queries, _ = query.shape
-    groups, keys = words.shape[1], key.shape[1]
-    # The sum over keys of weight times its gradient (Dao et al. 2022, B.2), [B, G, heads, T].
-    products = (out.astype(jnp.float32) * d_out).reshape(batch, queries, -1, plan.v).sum(axis=-1)
-    deltas = products.swapaxes(1, 2).reshape(log_sums.shape)
-    arrays = (*arrays, log_sums, deltas, d_out)
-    in_specs = [
-        _words(plan),
-        _row(queries),
-        _column(plan.keys, tiled=True),
-        _vectors(plan, queries, plan.k),
-        _vectors(plan, plan.keys, plan.k, tiled=True),
-        _vectors(plan, plan.keys, plan.v, tiled=True),
-        _row_of_heads(plan, queries),
-        _row_of_heads(plan, queries),
-        _vectors(plan, queries, plan.v),
-    ]
-    outputs = [
-        (_vectors(plan, plan.keys, plan.k, tiled=True), key.shape, key.dtype),
-        (_vectors(plan, plan.keys, plan.v, tiled=True), value.shape, value.dtype),
-    ]
-    one_tile = keys == plan.keys
-    if one_tile and platform() == "gpu":
-        # Three gradients at a time: a GPU's registers hold half the tile that the forward pass has.
-        plan = dataclasses.replace(plan, queries=min(plan.queries, 4096 // plan.keys))
-    if one_tile:
-        outputs.append((_vectors(plan, queries, plan.k), query.shape, query.dtype))
-    d_key, d_value, *d_query = pallas_call(
-        functools.partial(tiles.attention_backward, plan=plan),
-        arrays,
-        grid=(batch, groups, keys // plan.keys),
-        in_specs=in_specs,
-        outputs=outputs,
-        **_work(plan, query, keys, products_of_k=3 if one_tile else 2, products_of_v=2),
-    )
-    if not one_tile:
-        in_specs = [
-            _words(plan),
-            _row(plan.queries, tiled=True),
-            _column(keys),
-            _vectors(plan, plan.queries, plan.k, tiled=True),
-            _vectors(plan, keys, plan.k),
-            _vectors(plan, keys, plan.v),
-            _row_of_heads(plan, plan.queries, tiled=True),
-            _row_of_heads(plan, plan.queries, tiled=True),
-            _vectors(plan, plan.queries, plan.v, tiled=True),
-        ]
-        tile = _vectors(plan, plan.queries, plan.k, tiled=True)
-        (*d_query,) = pallas_call(
-            functools.partial(tiles.attention_query_backward, plan=plan),
-            arrays,
-            grid=(batch, groups, queries // plan.queries),
-            in_specs=in_specs,
-            outputs=[(tile, query.shape, query.dtype)],
-            **_work(plan, query, keys, products_of_k=2, products_of_v=1),
-        )
-    return None, None, None, d_query[0], d_key, d_value
-
-
-_attention.defvjp(_forward, _backward)
-
-
-def _work(plan, query, keys, *, products_of_k, products_of_v):
+def _work(plan, arrays, *, products_of_k, products_of_v):
     """How much a kernel computes, and with how many warps: 8 where a tile overfills 4's registers."""
-    scores = math.prod(query.shape) // plan.k * keys
+    query, key = arrays[4], arrays[5]
+    scores = math.prod(query.shape) // plan.k * key.shape[1]
     share = 2 if plan.causal else 1  # of the scores, half are never made
     features = products_of_k * plan.k + products_of_v * plan.v
     return {
@@ -255,11 +260,67 @@ def _work(plan, query, keys, *, products_of_k, products_of_v):
     }
 
 
-# Which part of an array a program (row b, group of heads g, tile i) has: all positions, or the tile's.
+# Which part of each array a program (row b, group of heads g, tile i) has: all positions, or the tile's.
+# First those of the inputs, then of the outputs.
 
 
-def _words(plan):
-    return pl.BlockSpec((None, None, 1, plan.heads), lambda b, g, i: (b, g, 0, 0))
+def _forward_blocks(plan, keys, device):
+    own, whole = plan.queries, keys
+    return [
+        *_per_row(plan, device),
+        _row(own, tiled=True),
+        _column(whole),
+        _vectors(plan.heads * plan.k, own, tiled=True),
+        _key_vectors(plan, plan.k, whole),
+        _key_vectors(plan, plan.v, whole),
+    ], [_vectors(plan.heads * plan.v, own, tiled=True), _row_of_heads(plan, own, tiled=True)]
+
+
+def _backward_blocks(plan, queries, device):
+    own, whole = plan.keys, queries
+    return [
+        *_per_row(plan, device),
+        _row(whole),
+        _column(own, tiled=True),
+        _vectors(plan.heads * plan.k, whole),
+        _key_vectors(plan, plan.k, own, tiled=True),
+        _key_vectors(plan, plan.v, own, tiled=True),
+        _row_of_heads(plan, whole),
+        _row_of_heads(plan, whole),
+        _vectors(plan.heads * plan.v, whole),
+    ], [
+        _vectors(plan.key_heads * plan.k, own, tiled=True),
+        _vectors(plan.key_heads * plan.v, own, tiled=True),
+        _vectors(plan.heads * plan.k, whole),
+    ]
+
+
+def _query_backward_blocks(plan, keys, device):
+    own, whole = plan.queries, keys
+    return [
+        *_per_row(plan, device),
+        _row(own, tiled=True),
+        _column(whole),
+        _vectors(plan.heads * plan.k, own, tiled=True),
+        _key_vectors(plan, plan.k, whole),
+        _key_vectors(plan, plan.v, whole),
+        _row_of_heads(plan, own, tiled=True),
+        _row_of_heads(plan, own, tiled=True),
+        _vectors(plan.heads * plan.v, own, tiled=True),
+    ], [_vectors(plan.heads * plan.k, own, tiled=True)]
+
+
+def _per_row(plan, device):
+    """Of the words and the offset of a row."""
+    memory: dict[str, Any] = {}
+    if device.platform == "tpu":  # scalar memory: the offset says how far a loop goes
+        from jax.experimental.pallas import tpu
+
+        memory = {"memory_space": tpu.SMEM}
+    return (
+        pl.BlockSpec((None, None, 1, plan.heads), lambda b, g, i: (b, g, 0, 0)),
+        pl.BlockSpec((None, 1, 1), lambda b, g, i: (b, 0, 0), **memory),
+    )
 
 
 def _row(length, tiled=False):
@@ -270,11 +331,43 @@ def _column(length, tiled=False):
     return pl.BlockSpec((None, length, 1), lambda b, g, i: (b, i if tiled else 0, 0))
 
 
-def _vectors(plan, length, features, tiled=False):
-    block = (None, length, plan.heads * features)
-    return pl.BlockSpec(block, lambda b, g, i: (b, i if tiled else 0, g))
+def _vectors(columns, length, tiled=False):
+    return pl.BlockSpec((None, length, columns), lambda b, g, i: (b, i if tiled else 0, g))
+
+
+def _key_vectors(plan, features, length, tiled=False):
+    """Of the key heads that the program's query heads look at."""
+    share = plan.sharing * plan.key_heads // plan.heads  # programs that share a block
+    block = (None, length, plan.key_heads * features)
+    if share == 1:
+        return pl.BlockSpec(block, lambda b, g, i: (b, i if tiled else 0, g))
+    return pl.BlockSpec(block, lambda b, g, i: (b, i if tiled else 0, lax.div(g, jnp.int32(share))))
 
 
 def _row_of_heads(plan, length, tiled=False):
     block = (None, None, plan.heads, length)
     return pl.BlockSpec(block, lambda b, g, i: (b, g, 0, i if tiled else 0))
+
+
+def _vmem(plan: Plan, inputs: Inputs, device: Device) -> int:
+    """Bytes of a TPU's vector memory that the hungriest of the three kernels needs.
+
+    The pipeline has two buffers for each block, a block's rows are 128 lanes or a multiple, and a
+    megabyte is for registers that spill.
+    """
+    itemsize = inputs.query.dtype.itemsize
+    queries = -(-inputs.query.shape[1] // plan.queries) * plan.queries
+    keys = -(-inputs.key.shape[1] // plan.keys) * plan.keys
+
+    def size(spec: pl.BlockSpec) -> int:
+        *_, rows, columns = (of for of in spec.block_shape or () if isinstance(of, int))
+        vectors = len(spec.block_shape or ()) == 3 and 1 not in (rows, columns)
+        rows += -rows % 8 if rows > 1 else 0
+        return rows * (columns + -columns % 128) * (itemsize if vectors else 4)
+
+    kernels = (
+        _forward_blocks(plan, keys, device),
+        _backward_blocks(plan, queries, device),
+        _query_backward_blocks(plan, keys, device),
+    )
+    return max(2 * sum(map(size, [*ins, *outs])) for ins, outs in kernels) + 2**20

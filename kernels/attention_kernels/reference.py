@@ -5,83 +5,60 @@ Every other implementation is compared with this one, values and gradients, mask
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float
 
-from attention_kernels.dropout import dropout_bits, keep_mask
+from attention_kernels.dropout import entry_bits, keep_mask, keep_scale
+from attention_kernels.options import Inputs, Options
 
 
-def visible(
-    query_length: int,
-    key_length: int,
-    query_segments: Int[Array, "B T"] | None,
-    key_segments: Int[Array, "B S"] | None,
-    causal: bool,
-) -> Bool[Array, "#B 1 T S"]:
-    """True where a query may look at a key.
+def attention_mask(inputs: Inputs, causal: bool) -> Bool[Array, "#B 1 T S"] | None:
+    """True where a query may look at a key; None where every query sees every key.
 
     They must belong to the same segment, segment 0 is padding and sees and shows nothing, and with
     `causal` a query sees no key to its right.
     """
-    mask = jnp.ones((1, query_length, key_length), bool)
-    if query_segments is not None and key_segments is not None:
-        mask &= query_segments[:, :, None] == key_segments[:, None, :]
-    if query_segments is not None:
-        mask &= query_segments[:, :, None] != 0
-    if key_segments is not None:
-        mask &= key_segments[:, None, :] != 0
+    mask = None
+    if inputs.query_segments is not None and inputs.key_segments is not None:
+        queries, keys = inputs.query_segments[:, :, None], inputs.key_segments[:, None, :]
+        mask = (queries == keys) & (queries != 0)
     if causal:
-        mask &= jnp.arange(query_length)[:, None] >= jnp.arange(key_length)[None, :]
-    return mask[:, None]
+        key_ids = jnp.arange(inputs.key.shape[1], dtype=jnp.int32)
+        left = inputs.query_ids()[:, :, None] >= key_ids[None, None]
+        mask = left if mask is None else mask & left
+    return None if mask is None else mask[:, None]
 
 
-def attention_weights(
-    query: Float[Array, "B T H K"],
-    key: Float[Array, "B S H K"],
-    *,
-    query_segments: Int[Array, "B T"] | None = None,
-    key_segments: Int[Array, "B S"] | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-) -> Float[Array, "B H T S"]:
-    """softmax(Q K^T / sqrt(d_k)), in float32; a query that sees no key has zeros."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    mask = visible(query.shape[1], key.shape[1], query_segments, key_segments, causal)
-    scores = scale * jnp.einsum(
-        "bthk,bshk->bhts", query.astype(jnp.float32), key.astype(jnp.float32), precision="highest"
-    )
-    scores = jnp.where(mask, scores, -jnp.inf)
-    largest = jnp.maximum(scores.max(axis=-1, keepdims=True), jnp.finfo(jnp.float32).min)
-    exponentials = jnp.where(mask, jnp.exp(scores - largest), 0.0)
+def weights_and_lse(
+    inputs: Inputs, causal: bool
+) -> tuple[Float[Array, "B H T S"], Float[Array, "B H T"]]:
+    """softmax(Q K^T), and the logarithm of its denominator; a query that sees no key has 0 and -inf."""
+    key = _for_every_query_head(inputs, inputs.key)
+    scores = jnp.einsum("bthk,bshk->bhts", inputs.query, key, precision="highest")
+    mask = attention_mask(inputs, causal)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    largest = jnp.maximum(scores.max(axis=-1, keepdims=True), jnp.finfo(scores.dtype).min)
+    exponentials = jnp.exp(scores - largest)
     total = exponentials.sum(axis=-1, keepdims=True)
-    return exponentials / jnp.where(total == 0.0, 1.0, total)
+    seen = total > 0.0
+    lse = jnp.where(seen, largest + jnp.log(jnp.where(seen, total, 1.0)), -jnp.inf)
+    return exponentials / jnp.where(seen, total, 1.0), lse[..., 0]
 
 
 def attention(
-    query: Float[Array, "B T H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H V"],
-    *,
-    query_segments: Int[Array, "B T"] | None = None,
-    key_segments: Int[Array, "B S"] | None = None,
-    causal: bool = False,
-    dropout_rate: float = 0.0,
-    dropout_seed: Integer[Array, ""] | None = None,
-    row_ids: Int[Array, " B"] | None = None,
-    head_offset: Int[Array, ""] | int = 0,
-    scale: float | None = None,
-) -> Float[Array, "B T H V"]:
-    """softmax(Q K^T / sqrt(d_k)) V (equation 1), in float32, returned in the query's dtype."""
-    weights = attention_weights(
-        query,
-        key,
-        query_segments=query_segments,
-        key_segments=key_segments,
-        causal=causal,
-        scale=scale,
-    )
-    if dropout_rate > 0.0 and dropout_seed is not None and row_ids is not None:
-        _, heads, queries, keys = weights.shape
-        bits = dropout_bits(dropout_seed, row_ids, heads, queries, keys, head_offset)
-        weights = jnp.where(keep_mask(bits, dropout_rate), weights / (1.0 - dropout_rate), 0.0)
-    out = jnp.einsum("bhts,bshv->bthv", weights, value.astype(jnp.float32), precision="highest")
-    return out.astype(query.dtype)
+    inputs: Inputs, options: Options
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H T"]]:
+    """softmax(Q K^T) V (equation 1; the queries are scaled already), and the log-sum-exp."""
+    weights, lse = weights_and_lse(inputs, options.causal)
+    if inputs.words is not None:
+        keep = keep_mask(
+            entry_bits(inputs.words, inputs.query_ids(), inputs.key.shape[1]), options.dropout_rate
+        )
+        weights = jnp.where(keep, weights * keep_scale(options.dropout_rate), 0.0)
+    value = _for_every_query_head(inputs, inputs.value)
+    return jnp.einsum("bhts,bshv->bthv", weights, value, precision="highest"), lse
+
+
+def _for_every_query_head(inputs: Inputs, array: Float[Array, "B S G F"]):
+    """[B, S, H, F]: query head h has key head h // (H / G)."""
+    return jnp.repeat(array, inputs.query.shape[2] // array.shape[2], axis=2)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_kernels import layer_norm
+from attention_kernels import backends
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,8 +66,13 @@ def test_equals_its_parts(implementation, shape, rate, seed):
 
 def test_wide_rows_as_a_gpu_has_them(monkeypatch):
     """Padded to a power of two, and four positions at a time, which is what its registers hold."""
-    monkeypatch.setattr(layer_norm, "platform", lambda: "gpu")
-    assert (layer_norm._rows(512), layer_norm._rows(1024)) == (8, 4)
+    gpu = backends.Device("gpu", "NVIDIA H200", (9, 0))
+    monkeypatch.setattr(backends, "device", lambda: gpu)
+    monkeypatch.setattr(backends, "interpretation", lambda _: True)
+    monkeypatch.setattr(backends, "_compiler_params", lambda *_: None)
+    monkeypatch.setattr(
+        backends, "on_platform", lambda planned, kernel, in_xla, *arrays: kernel(*arrays)
+    )
     arrays = example(1, 1, 40, 600)
     options = {"rate": 0.1, "seed": jnp.uint32(1), "row_ids": jnp.array([3])}
     ours = value_and_gradients(fused("pallas"), arrays, **options)

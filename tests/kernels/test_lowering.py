@@ -7,7 +7,7 @@ import attention_kernels
 import jax
 import jax.numpy as jnp
 import pytest
-from attention_kernels.backends import pallas_call
+from attention_kernels import backends
 from jax.experimental import pallas as pl
 from jax.sharding import AbstractDevice, AbstractMesh
 
@@ -130,9 +130,11 @@ def test_layer_norm_is_lowered(device, features, dtype):
             out = attention_kernels.dropout_add_layer_norm(
                 *arrays, rate=0.1, seed=seed, row_ids=rows, implementation="pallas"
             )
-            return out.astype(jnp.float32).sum()
+            return out.astype(
+                jnp.float32
+            ).sum(), out  # or else no one would need the forward kernel
 
-        return jax.grad(total, argnums=(0, 1, 2, 3))(x, residual, scale, bias)
+        return jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True)(x, residual, scale, bias)
 
     text = lower(
         device,
@@ -156,8 +158,15 @@ def test_what_a_device_lacks_is_refused(device):
 
     def sorted_rows(x):
         whole = pl.BlockSpec((8, 128), lambda i: (0, 0))
-        outputs = [(whole, (8, 128), jnp.float32)]
-        return pallas_call(sort, [x], grid=(1,), in_specs=[whole], outputs=outputs, flops=0)[0]
+        return backends.pallas_call(
+            sort,
+            [x],
+            device=backends.device(),
+            grid=(1,),
+            in_specs=[whole],
+            outputs=[(whole, (8, 128), jnp.float32)],
+            flops=0,
+        )[0]
 
     assert jnp.all(sorted_rows(jnp.arange(1024.0)[::-1].reshape(8, 128))[:, 0] < 1000)
     with pytest.raises(NotImplementedError):

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_kernels import mosaic_attention
+from attention_kernels import backends, mosaic_attention
+from attention_kernels.options import Inputs
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh
 
@@ -113,7 +114,7 @@ def test_says_what_it_cannot_do(monkeypatch):
     with pytest.raises(NotImplementedError, match="kind cpu: wgmma needs a GPU"):
         attention_kernels.attention(*half, implementation="mosaic_gpu")
     monkeypatch.setattr(mosaic_attention, "interpretation", lambda: "never reached")
-    with pytest.raises(NotImplementedError, match="dtype float32, float32, float32"):
+    with pytest.raises(NotImplementedError, match="dtype float32"):
         attention_kernels.attention(query, key, value, implementation="mosaic_gpu")
     wide = jnp.zeros((1, 8, 1, 160), jnp.bfloat16)
     with pytest.raises(NotImplementedError, match="heads of 160 and 160 features"):
@@ -125,7 +126,8 @@ def test_is_not_chosen_until_it_has_been_timed():
     device = AbstractDevice("NVIDIA H200", 132, "gpu")
     query, key, value = (array.astype(jnp.bfloat16) for array in example(0)[:3])
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("d",), abstract_device=device)):
-        assert mosaic_attention.unsupported(query, key, value) is None
+        inputs = Inputs(query, key, value, None, None, None)
+        assert mosaic_attention.unsupported(inputs, backends.device()) is None
         assert attention_kernels.choose_attention(query, key, value) == "pallas"
     program = (
         "import sys, attention_kernels; sys.exit('attention_kernels.mosaic_tiles' in sys.modules)"

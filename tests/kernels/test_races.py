@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_kernels import backends, pallas_attention
+from attention_kernels import backends
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
@@ -17,9 +17,12 @@ from tests.kernels.test_attention import example, value_and_gradients
 def on_a_tpu(monkeypatch):
     """Kernels are planned as for a TPU, and interpreted as one would run them."""
     parameters = tpu.InterpretParams(detect_races=True, num_cores_or_threads=2, random_seed=3)
-    monkeypatch.setattr(backends, "platform", lambda: "tpu")
-    monkeypatch.setattr(pallas_attention, "platform", lambda: "tpu")
-    monkeypatch.setattr(backends, "interpretation", lambda: parameters)
+    device = backends.Device("tpu", "TPU v5 lite", vmem=2**27)
+    monkeypatch.setattr(backends, "device", lambda: device)
+    monkeypatch.setattr(backends, "interpretation", lambda _: parameters)
+    monkeypatch.setattr(
+        backends, "on_platform", lambda planned, kernel, in_xla, *arrays: kernel(*arrays)
+    )
     yield
     tpu.reset_tpu_interpret_mode_state()
 
@@ -63,8 +66,9 @@ def test_a_race_is_seen(on_a_tpu, capfd):
     )
     x = jnp.ones((32, 128))
     outputs = [(first, (8, 128), jnp.float32)]
+    device = backends.device()
     (out,) = backends.pallas_call(
-        kernel, [x], grid=(4,), in_specs=[blocks], outputs=outputs, flops=0
+        kernel, [x], device=device, grid=(4,), in_specs=[blocks], outputs=outputs, flops=0
     )
     jax.block_until_ready(out)
     assert "RACE" in "".join(capfd.readouterr())

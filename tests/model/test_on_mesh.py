@@ -47,9 +47,7 @@ def attention(query, key, value, *, rng=RNG, implementation="pallas"):
 
 
 def layer_norm(x, residual, scale, bias, *, rng=RNG):
-    return on_mesh.dropout_add_layer_norm(
-        x, residual, scale, bias, rate=0.3, eps=1e-6, rng=rng, implementation="pallas"
-    )
+    return on_mesh.dropout_add_layer_norm(x, residual, scale, bias, rate=0.3, eps=1e-6, rng=rng)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
