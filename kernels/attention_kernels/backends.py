@@ -244,8 +244,8 @@ def _compiler_params(device: Device, axes: int, warps: int, stages: int) -> Any:
 
 
 def vmem_limit(device: Device) -> int:
-    """Bytes of vector memory that a kernel may use; XLA keeps what it needs itself."""
-    return (device.vmem or 0) * 3 // 4
+    """Bytes of vector memory that a kernel may use; the compiler keeps a few itself."""
+    return (device.vmem or 0) * 15 // 16
 
 
 def _name(kernel: Any) -> str:

@@ -39,12 +39,12 @@ def unsupported(inputs: Inputs, device: Device) -> str | None:
         return f"heads of {k} and {v} features, more than {widest}"
     if device.platform == "gpu" and device.shared_memory < _SMALL:
         return f"a GPU whose blocks have {device.shared_memory} bytes of shared memory"
-    if device.platform != "tpu":
+    if device.vmem is None:
         return None
     if dtype == jnp.bfloat16 and device.kind in ("TPU v2", "TPU v3"):
         return f"bfloat16 on a {device.kind}"
     plan = _plan(inputs, Options(causal=False, dropout_rate=0.0, lse=False), device)
-    if _vmem(plan, inputs, device) > backends.vmem_limit(device):
+    if _vmem(plan, inputs, device) > device.vmem * 3 // 4:  # a quarter for what is not blocks
         longest = max(inputs.query.shape[1], inputs.key.shape[1])
         return (
             f"a sequence of {longest} positions, too long for the vector memory of a {device.kind}"
@@ -188,16 +188,10 @@ def _pad(array: Float[Array, "B T H F"], length: int, features: int):
     return padded.reshape(*padded.shape[:2], -1)
 
 
-# Of a GPU's program, by (float32, features of a head above 64): the queries and keys of a tile. The first
-# where a block has as much shared memory as on A100, H100 and B200, the second from 99 KB, as on L4 and RTX
-# 3090 to 5090. What each needs on compute capabilities 8.0 to 12.0 is the compiler's word: `make aot`.
-_GPU_TILES = {
-    (False, False): ((64, 128), (64, 128)),
-    (False, True): ((64, 128), (32, 128)),
-    (True, False): ((32, 64), (32, 32)),
-    (True, True): ((32, 32), (16, 16)),
-}
-_LARGE, _SMALL = 160 * 1024, 99 * 1024  # bytes of shared memory
+_LARGE, _SMALL = (
+    160 * 1024,
+    99 * 1024,
+)  # bytes of shared memory: A100, H100, B200; L4, RTX 3090 to 5090
 
 
 def _plan(inputs: Inputs, options: Options, device: Device) -> Plan:
@@ -209,10 +203,9 @@ def _plan(inputs: Inputs, options: Options, device: Device) -> Plan:
     _, keys, key_heads, v = inputs.value.shape
     tpu, exact = device.platform == "tpu", inputs.query.dtype == jnp.float32
     if tpu:
-        tiles_of = 128, 256 if keys <= 256 else 128
+        most_queries, most_keys = 128, 256 if keys <= 256 else 128
     else:
-        small = device.platform == "gpu" and device.shared_memory < _LARGE
-        tiles_of = _GPU_TILES[exact, max(k, v) > 64][small]
+        most_queries, most_keys = _gpu_tile(exact, max(k, v), device)
     # Named, lest `jax_default_matmul_precision` ask of 16-bit inputs what the hardware has not got.
     precision: Any = lax.Precision.DEFAULT
     if exact:  # three passes over the halves of a float32 are what a GPU's tensor cores offer
@@ -220,8 +213,8 @@ def _plan(inputs: Inputs, options: Options, device: Device) -> Plan:
         precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if gpu else lax.Precision.HIGHEST
     together = _heads_together(key_heads, k, v) if tpu else 1
     return Plan(
-        queries=_tile(queries, tiles_of[0]),
-        keys=_tile(keys, tiles_of[1]),
+        queries=_tile(queries, most_queries),
+        keys=_tile(keys, most_keys),
         heads=together * heads // key_heads if tpu else 1,
         key_heads=together,
         sharing=heads // key_heads,
@@ -232,6 +225,17 @@ def _plan(inputs: Inputs, options: Options, device: Device) -> Plan:
         rate=options.dropout_rate,
         precision=precision,
     )
+
+
+def _gpu_tile(exact: bool, features: int, device: Device) -> tuple[int, int]:
+    """The largest tiles of queries and keys with which all three kernels fit a GPU; see `make aot`.
+
+    In float32 smaller ones than fit, since larger ones spill a kilobyte a thread.
+    """
+    if exact:
+        return (32, 32) if features <= 64 else (16, 16)
+    small = device.platform == "gpu" and device.shared_memory < _LARGE
+    return 32 if small and features > 64 else 64, 128
 
 
 def _tile(length: int, most: int) -> int:
@@ -352,8 +356,8 @@ def _row_of_heads(plan, length, tiled=False):
 def _vmem(plan: Plan, inputs: Inputs, device: Device) -> int:
     """Bytes of a TPU's vector memory that the hungriest of the three kernels needs.
 
-    The pipeline has two buffers for each block, a block's rows are 128 lanes or a multiple, and a
-    megabyte is for registers that spill.
+    The pipeline has two buffers for each block, whose columns are padded to 128 lanes and its rows to 8;
+    a megabyte is for registers that spill.
     """
     itemsize = inputs.query.dtype.itemsize
     queries = -(-inputs.query.shape[1] // plan.queries) * plan.queries
