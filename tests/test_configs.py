@@ -4,13 +4,25 @@
 import dataclasses
 import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.conftest import random_batch
-from transformer_jax.config import Config, ConfigError, default_config, resolve
+from transformer_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    DecodeConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    default_config,
+    resolve,
+)
 from transformer_jax.run import run_training
 from transformer_jax.training.sharding import make_mesh
 from transformer_jax.training.step import initial_state, make_train_step
@@ -72,16 +84,31 @@ def changed(field: str, value):
     return config
 
 
+SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "decode": DecodeConfig,
+    "mesh": MeshConfig,
+}
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
+        ("model.vocab_size", 0),
+        ("model.activation", "rellu"),
+        ("model.positions", "rope"),
+        ("model.decoder_start", "bos"),
+        ("model.norm_epsilon", 0.0),
+        ("model.dropout", 2.0),
         ("model.dropout", 1.0),
         ("model.num_heads", 0),
         ("model.norm_position", "sandwich"),
         ("model.dtype", "float8"),
         ("data.target_lang", "en"),
         ("data.vocab_type", "word"),
-        ("data.path", ""),
         ("data.splits", {"train": "train", "val": "val"}),
         ("optimizer.peak_rate", float("inf")),
         ("decode.alpha", float("nan")),
@@ -94,12 +121,83 @@ def changed(field: str, value):
         ("mesh.tensor", 0),
     ],
 )
-def test_a_wrong_value_is_named_in_one_line(field, value):
+def test_a_wrong_value_is_named_in_one_line_wherever_it_comes_from(field, value):
+    section, name = field.split(".")
+    kind = SECTIONS[section]
+    for make in (
+        lambda: resolve(changed(field, value)),
+        lambda: kind(**{name: value}),
+        lambda: dataclasses.replace(kind(), **{name: value}),
+    ):
+        with pytest.raises(ConfigError) as error:
+            make()
+        message = str(error.value)
+        assert message.startswith(f"config.{field}={value!r}")
+        assert "\n" not in message
+
+
+def test_a_message_says_what_is_allowed():
     with pytest.raises(ConfigError) as error:
-        resolve(changed(field, value))
-    message = str(error.value)
-    assert message.startswith(f"config.{field}={value!r}")
-    assert "\n" not in message
+        ModelConfig(norm_position="Pre")
+    expected = "config.model.norm_position='Pre' is not allowed; it must be one of post, pre"
+    assert str(error.value) == expected
+    with pytest.raises(ConfigError, match=r"config\.data\.path='' names no files"):
+        resolve(default_config())
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: ModelConfig(d_model=64.0), "model.d_model=64.0 is of type float; it must be of"),
+        (lambda: ModelConfig(num_heads=True), "model.num_heads=True is of type bool"),
+        (lambda: ModelConfig(dropout=False), "model.dropout=False is of type bool"),
+        (lambda: ModelConfig(dropout="0.1"), "model.dropout='0.1' is of type str"),
+        (lambda: ModelConfig(logits_bias=1), "model.logits_bias=1 is of type int"),
+        (lambda: DataConfig(splits="train"), "data.splits='train' must map names to names"),
+        (lambda: Config(decode={"alpha": 0.6}), "decode={'alpha': 0.6} is of type dict"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(make, message):
+    with pytest.raises(ConfigError, match=r"^config\." + re.escape(message)):
+        make()
+
+
+def test_a_whole_number_is_a_number():
+    assert isinstance(ModelConfig(dropout=0).dropout, float)
+    assert OptimizerConfig(beta1=0) == OptimizerConfig(beta1=0.0)
+
+
+def test_every_field_of_a_number_or_a_choice_has_a_rule():
+    """Texts are free but for choices; the numbers here could all be nonsense, such as -1.5."""
+    free = {"data.path", "data.source_lang", "data.target_lang", "data.vocab_path"}
+    free |= {"train.init_from", "train.remat", "model.logits_bias"}
+    for section, kind in SECTIONS.items():
+        for field in dataclasses.fields(kind):
+            assert ("rule" in field.metadata) != (f"{section}.{field.name}" in free), field.name
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: MeshConfig(data=-1, fsdp=-1), "config.mesh=.* more than one -1"),
+        (lambda: DataConfig(target_lang="en"), "target_lang='en' is also the source language"),
+        (lambda: Config(model=ModelConfig(vocab_size=99)), "vocab_size=99 .* at least .*=37000"),
+        (
+            lambda: Config(model=ModelConfig(positions="learned", max_length=255)),
+            "config.model.max_length=255 .* at least config.data.max_length=256",
+        ),
+    ],
+)
+def test_values_that_contradict_one_another_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+    assert Config(model=ModelConfig(max_length=255)).model.positions == "sinusoidal"
+
+
+def test_the_config_of_an_older_run_is_read():
+    written = json.loads(resolve(get_config("demo")).to_json())
+    del written["model"]["norm_epsilon"], written["train"]["on_bad_step"]
+    assert Config.from_json(json.dumps(written)) == resolve(get_config("demo"))
 
 
 def test_unknown_and_missing_fields_are_named():

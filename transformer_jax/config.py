@@ -2,11 +2,13 @@
 """What a run is made of: the schema of a config, its defaults (the paper's base model) and its checks.
 
 Outside, a config is an `ml_collections.ConfigDict` that files and flags can change; inside, it is
-the frozen dataclasses of this module, so that nothing unchecked travels further than the door:
+the frozen dataclasses of this module. Those check themselves, however they are made, so that a wrong
+value travels nowhere:
 
     config = default_config()            # ConfigDict, the defaults below
     config.model.d_model = 256
     run = resolve(config)                # Config, checked; raises ConfigError
+    ModelConfig(norm_position="Pre")     # raises ConfigError, and so does dataclasses.replace
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ import json
 import math
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
@@ -28,104 +30,184 @@ class ConfigError(UserError):
     """A value that cannot work. The message is one line: the field, the value, what is allowed."""
 
 
+Rule = tuple[str, Callable[[Any], bool]]  # a sentence for the user, the test
+
+
+def _above(least: int) -> Rule:
+    return f"a whole number above {least}", lambda value: value > least
+
+
+def _one_of(*names: str) -> Rule:
+    return "one of " + ", ".join(names), lambda value: value in names
+
+
+_ANY: Rule = ("", lambda value: True)
+_POSITIVE = _above(0)
+_POSITIVE_REAL: Rule = ("above 0, and finite", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE: Rule = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
+_RATE: Rule = ("a number from 0 to below 1", lambda value: 0.0 <= value < 1.0)
+_SEED: Rule = ("a whole number from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32)
+_AXIS: Rule = ("a number of devices, or -1 for all that are left", lambda n: n > 0 or n == -1)
+_SPLITS: Rule = (
+    "names for train, validation and test, '' for a split that there is not",
+    lambda value: set(value) == {"train", "validation", "test"},
+)
+
+
+def _field(default: Any, rule: Rule) -> Any:
+    """A field: its default, and what its value may be beyond its type."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class _Checked:
+    """Checks the type and the rule of every field when an instance is made."""
+
+    _name: ClassVar[str] = "config"  # of the section, in messages
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            name = f"{self._name}.{field.name}"
+            value = _of_type(field.type, getattr(self, field.name), name)
+            object.__setattr__(self, field.name, value)
+            allowed, holds = field.metadata.get("rule", _ANY)
+            if not holds(value):
+                raise ConfigError(f"{name}={value!r} is not allowed; it must be {allowed}")
+
+
+def _of_type(expected: Any, value: Any, name: str) -> Any:
+    """The value, an int as a float where that is expected; True and False are no numbers."""
+    if typing.get_origin(expected) is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name}={value!r} must map names to names")
+        return {str(key): str(entry) for key, entry in value.items()}
+    if isinstance(value, expected) and (expected is bool or not isinstance(value, bool)):
+        return value
+    if expected is float and type(value) is int:
+        return float(value)
+    raise ConfigError(
+        f"{name}={value!r} is of type {type(value).__name__}; "
+        f"it must be of type {expected.__name__}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(_Checked):
     """The architecture: section 3 and table 3 of the paper."""
 
-    vocab_size: int = 37_000  # follows data.vocab_size
-    max_length: int = 256  # follows data.max_length; the size of a learned position table
-    num_layers: int = 6  # N
-    d_model: int = 512  # D
-    d_ff: int = 2048  # F
-    num_heads: int = 8  # H
-    d_k: int = 64  # K
-    d_v: int = 64  # V
-    dropout: float = 0.1  # on each sublayer's output and on the sums of embeddings and positions
-    attention_dropout: float = 0.0  # on the attention weights; not in the paper
-    activation_dropout: float = 0.0  # on the feed-forward's hidden units; not in the paper
-    activation: str = "relu"
-    norm_position: str = "post"
-    positions: str = "sinusoidal"
-    norm_epsilon: float = 1e-6  # added to the variance in layer normalisation
+    _name = "config.model"
+    vocab_size: int = _field(37_000, _POSITIVE)  # follows data.vocab_size
+    max_length: int = _field(256, _POSITIVE)  # follows data's; the size of a learned position table
+    num_layers: int = _field(6, _POSITIVE)  # N
+    d_model: int = _field(512, _POSITIVE)  # D
+    d_ff: int = _field(2048, _POSITIVE)  # F
+    num_heads: int = _field(8, _POSITIVE)  # H
+    d_k: int = _field(64, _POSITIVE)  # K
+    d_v: int = _field(64, _POSITIVE)  # V
+    dropout: float = _field(0.1, _RATE)  # on sublayers' outputs, sums of embeddings and positions
+    attention_dropout: float = _field(0.0, _RATE)  # on the attention weights; not in the paper
+    activation_dropout: float = _field(0.0, _RATE)  # on the feed-forward's hidden units; the same
+    activation: str = _field("relu", _one_of("relu", "gelu", "swish"))
+    norm_position: str = _field("post", _one_of("post", "pre"))
+    positions: str = _field("sinusoidal", _one_of("sinusoidal", "learned"))
+    norm_epsilon: float = _field(1e-6, _POSITIVE_REAL)  # added to layer normalisation's variance
     logits_bias: bool = False  # a bias on the softmax's input; not in the paper, but in Marian
-    decoder_start: str = "zero"  # the decoder's first input: the zero vector, or PAD's embedding
-    dtype: str = "auto"  # of the computation: bfloat16 on accelerators, float32 on CPUs
+    decoder_start: str = _field("zero", _one_of("zero", "pad"))  # zeros, or PAD's embedding
+    # Of the computation; auto: bfloat16 on accelerators, float32 on CPUs.
+    dtype: str = _field("auto", _one_of("auto", "float32", "bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Checked):
     """The corpus and how it becomes batches: section 5.1."""
 
-    source: str = "text"  # phrasebook | text | a TFDS name such as wmt14_translate/de-en
-    path: str = (
-        ""  # of parallel text: a template with {split} and {lang}, such as data/{split}.{lang}
-    )
+    _name = "config.data"
+    # A TFDS name is such as wmt14_translate/de-en.
+    source: str = _field("text", ("phrasebook, text or a TFDS name", bool))
+    path: str = ""  # of text: a template with {split} and {lang}, such as data/{split}.{lang}
     splits: dict[str, str] = dataclasses.field(
-        default_factory=lambda: {"train": "train", "validation": "validation", "test": "test"}
+        default_factory=lambda: {"train": "train", "validation": "validation", "test": "test"},
+        metadata={"rule": _SPLITS},
     )
     source_lang: str = "en"
     target_lang: str = "de"
-    vocab_size: int = 37_000
-    vocab_type: str = "bpe"
+    vocab_size: int = _field(37_000, _above(3))
+    vocab_type: str = _field("bpe", _one_of("bpe", "unigram"))
     vocab_path: str = ""  # a sentencepiece model to use instead of training one
-    max_length: int = 256  # sentences of more tokens, end mark included, are left out of training
-    batch_tokens: int = 25_000  # a step's source positions, and as many target positions
+    max_length: int = _field(256, _above(1))  # longer sentences, in tokens and EOS, are left out
+    batch_tokens: int = _field(25_000, _POSITIVE)  # a step's source positions, and as many target's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source_lang == self.target_lang:
+            raise ConfigError(
+                f"config.data.target_lang={self.target_lang!r} is also the source language; "
+                "it must be another one"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(_Checked):
     """Adam and its schedule: section 5.3."""
 
-    warmup_steps: int = 4_000
-    peak_rate: float = (
-        0.0  # the rate at the end of the warm-up; 0: the paper's (D * warmup_steps)^-0.5
-    )
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-9
+    _name = "config.optimizer"
+    warmup_steps: int = _field(4_000, _POSITIVE)
+    peak_rate: float = _field(0.0, _NOT_NEGATIVE)  # 0: the paper's, (D * warmup_steps)^-0.5
+    beta1: float = _field(0.9, _RATE)
+    beta2: float = _field(0.98, _RATE)
+    epsilon: float = _field(1e-9, _POSITIVE_REAL)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Checked):
     """The loop: sections 5.1 to 5.4."""
 
-    num_steps: int = 100_000
-    log_every: int = 100
-    eval_every: int = 5_000
-    checkpoint_every: int = 1_500  # steps; the paper: every 10 minutes, at 0.4 s a step
-    keep: int = 5  # how many of the last checkpoints stay, and are averaged at the end
-    accumulate: int = 1  # a step's batch is computed in so many pieces, to save memory
-    seed: int = 0
-    init_from: str = (
-        ""  # a run folder whose weights, architecture and vocabulary training starts from
-    )
-    label_smoothing: float = 0.1
-    logits_chunk: int = 0  # tokens whose logits exist at once; 0: all
-    on_bad_step: str = "stop"  # or "skip"; training/step.py, MOST_LOSS, says what a bad step is
+    _name = "config.train"
+    num_steps: int = _field(100_000, _POSITIVE)
+    log_every: int = _field(100, _POSITIVE)
+    eval_every: int = _field(5_000, _POSITIVE)
+    checkpoint_every: int = _field(1_500, _POSITIVE)  # the paper: 10 minutes, at 0.4 s a step
+    keep: int = _field(5, _POSITIVE)  # the last checkpoints, which are averaged at the end
+    accumulate: int = _field(1, _POSITIVE)  # a step's batch in so many pieces, to save memory
+    seed: int = _field(0, _SEED)
+    init_from: str = ""  # a run folder: weights, architecture and vocabulary to start from
+    label_smoothing: float = _field(0.1, _RATE)
+    logits_chunk: int = _field(0, _NOT_NEGATIVE)  # tokens whose logits exist at once; 0: all
+    on_bad_step: str = _field("stop", _one_of("stop", "skip"))  # see training/step.py, MOST_LOSS
     remat: bool = False  # compute each layer again in the backward pass, to save memory
-    param_dtype: str = "float32"  # of the copy of the weights that a step computes with
+    # Of the copy of the weights that a step computes with.
+    param_dtype: str = _field("float32", _one_of("float32", "bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(_Checked):
     """Beam search: section 6.1."""
 
-    beam_size: int = 4
-    alpha: float = 0.6
-    extra_length: int = 50  # a translation has at most the source's tokens and so many more
+    _name = "config.decode"
+    beam_size: int = _field(4, _POSITIVE)
+    alpha: float = _field(0.6, ("a finite number", math.isfinite))
+    extra_length: int = _field(50, _NOT_NEGATIVE)  # a translation's tokens beyond its source's
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(_Checked):
     """How many devices along each axis of the mesh; -1 (one axis at most): all that are left."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    _name = "config.mesh"
+    data: int = _field(-1, _AXIS)
+    fsdp: int = _field(1, _AXIS)
+    tensor: int = _field(1, _AXIS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.data, self.fsdp, self.tensor).count(-1) > 1:
+            raise ConfigError(
+                f"config.mesh={self} has more than one -1; one axis takes what is left"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(_Checked):
     """Everything that a run is made of; `config.json` of its folder."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -134,6 +216,18 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Each token and each position needs a row of its table.
+        tables = ["vocab_size", *(["max_length"] if self.model.positions == "learned" else [])]
+        for name in tables:
+            rows, needed = getattr(self.model, name), getattr(self.data, name)
+            if rows < needed:
+                raise ConfigError(
+                    f"config.model.{name}={rows} is not allowed; it must be at least "
+                    f"config.data.{name}={needed}"
+                )
 
     def to_json(self) -> str:
         """The resolved config as it stands in a run folder's `config.json`."""
@@ -164,68 +258,6 @@ def _with_younger_fields(config: Any) -> Any:
     return filled
 
 
-ACTIVATIONS = ("relu", "gelu", "swish")
-
-# What each value may be, beyond its type: (a sentence for the user, the test).
-_POSITIVE = ("a whole number above 0", lambda value: value > 0)
-_RATE = ("a number from 0 to below 1", lambda value: 0.0 <= value < 1.0)
-_NOT_NEGATIVE = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
-_AXIS = ("a number of devices, or -1 for all that are left", lambda value: value > 0 or value == -1)
-
-
-def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
-    return "one of " + ", ".join(names), lambda value: value in names
-
-
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **{
-        f"model.{field}": _POSITIVE
-        for field in ("max_length", "num_layers", "d_model", "d_ff", "num_heads", "d_k", "d_v")
-    },
-    **{f"model.{field}": _RATE for field in ("dropout", "attention_dropout", "activation_dropout")},
-    "model.activation": _one_of(*ACTIVATIONS),
-    "model.norm_position": _one_of("post", "pre"),
-    "model.positions": _one_of("sinusoidal", "learned"),
-    "model.norm_epsilon": ("above 0, and finite", lambda value: 0 < value < math.inf),
-    "model.decoder_start": _one_of("zero", "pad"),
-    "model.dtype": _one_of("auto", "float32", "bfloat16"),
-    "data.source": ("phrasebook, text or a TFDS name", bool),
-    "data.splits": (
-        "names for train, validation and test, '' for a split that there is not",
-        lambda value: set(value) == {"train", "validation", "test"},
-    ),
-    "data.vocab_size": ("a whole number above 3", lambda value: value > 3),
-    "data.vocab_type": _one_of("bpe", "unigram"),
-    "data.max_length": ("a whole number above 1", lambda value: value > 1),
-    "data.batch_tokens": _POSITIVE,
-    "optimizer.warmup_steps": _POSITIVE,
-    "optimizer.peak_rate": _NOT_NEGATIVE,
-    "optimizer.beta1": _RATE,
-    "optimizer.beta2": _RATE,
-    "optimizer.epsilon": ("above 0, and finite", lambda value: 0 < value < math.inf),
-    **{
-        f"train.{field}": _POSITIVE
-        for field in (
-            "num_steps",
-            "log_every",
-            "eval_every",
-            "checkpoint_every",
-            "keep",
-            "accumulate",
-        )
-    },
-    "train.seed": ("a whole number from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32),
-    "train.label_smoothing": _RATE,
-    "train.logits_chunk": _NOT_NEGATIVE,
-    "train.on_bad_step": _one_of("stop", "skip"),
-    "train.param_dtype": _one_of("float32", "bfloat16"),
-    "decode.beam_size": _POSITIVE,
-    "decode.alpha": ("a finite number", math.isfinite),
-    "decode.extra_length": _NOT_NEGATIVE,
-    **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "tensor")},
-}
-
-
 def default_config() -> ml_collections.ConfigDict:
     """The defaults as a ConfigDict, locked: setting a key that does not exist raises."""
     config = ml_collections.ConfigDict(dataclasses.asdict(Config()))
@@ -243,33 +275,20 @@ def resolve(config: Mapping[str, Any]) -> Config:
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()
     run: Config = _build(Config, config, "")
-    for name, (allowed, holds) in _RULES.items():
-        section, field = name.split(".")
-        value = getattr(getattr(run, section), field)
-        if not holds(value):
-            raise ConfigError(f"config.{name}={value!r} is not allowed; it must be {allowed}")
+    # Not a rule of DataConfig, whose defaults are this: only what trains needs files.
     if run.data.source == "text" and not run.data.path:
         raise ConfigError(
             "config.data.path='' names no files; give a template, such as "
             "--config.data.path='data/{split}.{lang}'"
         )
-    if run.data.source_lang == run.data.target_lang:
-        raise ConfigError(
-            f"config.data.target_lang={run.data.target_lang!r} is also the source language; "
-            "it must be another one"
-        )
-    if list(dataclasses.astuple(run.mesh)).count(-1) > 1:
-        raise ConfigError(
-            f"config.mesh={run.mesh} has more than one -1; one axis takes what is left"
-        )
     return run
 
 
-def _build(kind: type, values: Mapping[str, Any], path: str) -> Any:
-    """An instance of the dataclass `kind` from a mapping, each value checked against its type."""
+def _build(kind: Any, values: Mapping[str, Any], path: str) -> Any:
+    """An instance of the dataclass `kind` from a mapping that has all its fields and no other."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"config.{path.rstrip('.')}={values!r} is not a section of a config")
-    types = typing.get_type_hints(kind)
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(types))
     if unknown:
         near = difflib.get_close_matches(unknown[0], types, n=1)
@@ -278,24 +297,9 @@ def _build(kind: type, values: Mapping[str, Any], path: str) -> Any:
     missing = sorted(set(types) - set(values))
     if missing:
         raise ConfigError(f"config.{path}{missing[0]} is missing; start from default_config()")
-    return kind(**{name: _check(values[name], types[name], path + name) for name in types})
-
-
-def _check(value: Any, expected: Any, name: str) -> Any:
-    if isinstance(expected, type) and dataclasses.is_dataclass(expected):
-        return _build(expected, value, f"{name}.")
-    if typing.get_origin(expected) is dict:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"config.{name}={value!r} must map names to names")
-        return {str(key): str(entry) for key, entry in value.items()}
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise ConfigError(
-            f"config.{name}={value!r} is of type {type(value).__name__}; "
-            f"it must be of type {expected.__name__}"
-        )
-    return value
+    sections = {name: of for name, of in types.items() if dataclasses.is_dataclass(of)}
+    built = {name: _build(of, values[name], f"{name}.") for name, of in sections.items()}
+    return kind(**{**values, **built})
 
 
 def shrink(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:

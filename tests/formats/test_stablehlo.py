@@ -61,6 +61,18 @@ def test_the_code_is_for_three_platforms_and_beams_of_any_width(exported):
         assert cache[0][0].shape == shape
 
 
+def test_padding_may_be_longer_than_the_table_of_positions(exported):
+    model = ExportedModel(exported)
+    most = json.loads((exported / "model.json").read_text())["most_positions"]
+    source, lengths = np.array([[5, 6, 1]], np.int32), np.array([3], np.int32)
+    padded = np.pad(source, ((0, 0), (0, most)))
+    (keys, values), *_ = model.encode(model.weights, source, lengths)
+    (keys_padded, values_padded), *_ = model.encode(model.weights, padded, lengths)
+    np.testing.assert_allclose(keys_padded[:, :, :3], keys, atol=1e-5)
+    np.testing.assert_allclose(values_padded[:, :, :3], values, atol=1e-5)
+    assert np.isfinite(keys_padded).all()
+
+
 def test_the_example_needs_jax_numpy_and_sentencepiece_alone(exported):
     program = (
         "import sys\n"

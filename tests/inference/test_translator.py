@@ -184,12 +184,18 @@ def test_eight_devices_translate_like_one(translator, model, vocabulary):
 
 
 def test_learned_positions_end_with_their_table(vocabulary):
-    learned = Translator(
-        tiny_model(vocabulary, positions="learned"), vocabulary, DecodeConfig(), 24
-    )
-    long = " ".join(SENTENCES)
-    for line in learned.translate([long, LINES[0]]):
-        assert len(vocabulary.encode([line])[0]) <= 24 + 1
+    """Also for a source that is longer than they, whatever the translator was told."""
+    model = tiny_model(vocabulary, positions="learned")  # of 24
+    long = [" ".join(SENTENCES), LINES[0]]
+    translations, scores = [], []
+    for max_length in (24, 10_000):
+        learned = Translator(model, vocabulary, DecodeConfig(), max_length)
+        translations.append(learned.translate(long))
+        scores.append([said.log_prob for said in learned.score(long, long)])
+    assert translations[0] == translations[1] and scores[0] == scores[1]
+    assert np.isfinite(scores[0]).all()
+    for line in translations[0]:
+        assert line and len(vocabulary.encode([line])[0]) <= 24 + 1
 
 
 @pytest.mark.parametrize(

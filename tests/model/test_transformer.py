@@ -15,6 +15,7 @@ from tests.conftest import random_batch
 from transformer_jax.config import ModelConfig
 from transformer_jax.data.batch import Batch, Tokens
 from transformer_jax.model.dropout import DropoutRng
+from transformer_jax.model.embeddings import Embedding
 from transformer_jax.model.transformer import Encoder, Transformer
 
 SMALL = ModelConfig(
@@ -120,6 +121,36 @@ def test_decoding_step_by_step_gives_the_logits_of_training(model):
         target = Tokens(ids[:, beam], jnp.ones((3, 6), jnp.int32), positions)
         whole = model.logits(model.decode(target, memory, source.segments))
         np.testing.assert_allclose(stepped[:, beam], whole, atol=2e-5)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+def test_a_position_without_an_encoding_is_nan_and_repeats_no_other(positions):
+    config = dataclasses.replace(SMALL, positions=positions)
+    embedding = Embedding(config, jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    end = SMALL.max_length
+    places = jnp.arange(end + 2)[None]
+    encodings = np.asarray(embedding.encode_positions(places, longest=end))[0]
+    assert np.isfinite(encodings[:end]).all() and np.isnan(encodings[end:]).all()
+    if positions == "learned":
+        np.testing.assert_array_equal(encodings[:end], embedding.position_table[...])
+        packed = jnp.tile(jnp.arange(end), 3)[None]  # longer than the table, but restarting
+        assert jnp.isfinite(embedding.encode_positions(packed, longest=3 * end)).all()
+
+
+def test_learned_positions_have_the_gradient_of_a_table():
+    """Each row that of the places that look at it, by numpy; none from behind the end."""
+    config = dataclasses.replace(SMALL, positions="learned")
+    embedding = Embedding(config, jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    structure, params = nnx.split(embedding)
+    places = jnp.asarray(np.random.default_rng(0).integers(0, 8, (3, 7)))
+    towards = np.random.default_rng(1).standard_normal((3, 7, SMALL.d_model)).astype(np.float32)
+
+    def loss(params):
+        return (nnx.merge(structure, params).encode_positions(places, 8) * towards).sum()
+
+    expected = np.zeros((SMALL.max_length, SMALL.d_model), np.float32)
+    np.add.at(expected, np.asarray(places), towards)
+    np.testing.assert_allclose(jax.grad(loss)(params).position_table[...], expected, rtol=1e-5)
 
 
 def test_noise_is_a_function_of_seed_and_step_and_needs_no_order():

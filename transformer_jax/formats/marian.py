@@ -11,7 +11,6 @@ Marian's model is the paper's. What differs, and where it goes:
 CTranslate2 converts the same folder.
 """
 
-import dataclasses
 import importlib
 import json
 import logging
@@ -22,14 +21,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax import checkpoints
-from transformer_jax.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    DecodeConfig,
-    ModelConfig,
-    resolve,
-)
+from transformer_jax.config import Config, ConfigError, DataConfig, DecodeConfig, ModelConfig
 from transformer_jax.data.batch import PAD
 from transformer_jax.data.vocabulary import MarianVocabulary, Vocabulary
 from transformer_jax.errors import UserError
@@ -72,9 +64,12 @@ def import_folder(folder: str | Path, workdir: str | Path) -> None:
     described = _read_json(folder / "config.json")
     vocabulary = _read_vocabulary(folder, described)
     arrays = _read_arrays(folder)
-    model = _model_config(described, arrays, vocabulary, folder)
+    try:
+        model = _model_config(described, arrays, vocabulary, folder)
+        config = _run_config(folder, described, model)
+    except ConfigError as error:
+        raise UserError(f"{folder} cannot be imported: {error}") from None
     params = from_marian(arrays, model, vocabulary, scaled=described.get("scale_embedding", False))
-    config = _run_config(folder, described, model)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -185,7 +180,7 @@ def _model_config(
     """Our names for what config.json and the arrays say.
 
     Raises:
-      UserError: what this package does not have, in one line.
+      UserError: what this package does not have, in one line; a ConfigError: a value out of range.
     """
     place = folder / "config.json"
     if described.get("model_type") != "marian":
@@ -272,7 +267,7 @@ def _run_config(folder: Path, described: Mapping[str, Any], model: ModelConfig) 
     if languages[0] == languages[1]:  # from and to a group of languages
         languages = ["source", "target"]
     alpha = search.get("length_penalty")
-    config = Config(
+    return Config(
         model=model,
         data=DataConfig(
             path="{split}.{lang}",
@@ -286,10 +281,6 @@ def _run_config(folder: Path, described: Mapping[str, Any], model: ModelConfig) 
             alpha=1.0 if alpha is None else float(alpha),
         ),
     )
-    try:
-        return resolve(dataclasses.asdict(config))
-    except ConfigError as error:
-        raise UserError(f"{folder} cannot be imported: {error}") from None
 
 
 def _vocabulary_file(vocabulary: MarianVocabulary) -> bytes:

@@ -89,9 +89,10 @@ def compile_for(
     def encode(
         weights: Weights, ids: Int[Array, "B S"], lengths: Int[Array, " B"]
     ) -> list[KeysValues]:
-        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        segments = _segments(ids.shape[1], lengths)
+        positions = segments * jnp.arange(ids.shape[1])  # padding may be longer than the table
         model = model_of(weights)
-        memory = model.encode(Tokens(ids, _segments(ids.shape[1], lengths), positions))
+        memory = model.encode(Tokens(ids, segments, positions))
         return model.cross_cache(memory)
 
     def decode_step(

@@ -65,7 +65,8 @@ class Translator:
           model: its weights may be abstract if only `with_params` is used.
           vocabulary: of both languages.
           decode: settings of the search; `translate` may be given others.
-          max_length: longer sources, in tokens with EOS, are cut.
+          max_length: longer sources, in tokens with EOS, are cut, and those for which the model has
+            no learned position.
           mesh: the devices that share the sentences. None: the one that has the weights.
           precision: what a search multiplies: "float32", "int16" (nearly as exact), "bfloat16" or "int8";
             by default what the model computes in. Integers make large models faster on CPUs that
@@ -79,7 +80,6 @@ class Translator:
         self.structure, params = nnx.split(model, nnx.Param)
         self.params: Params = nnx.to_pure_dict(params)
         self.vocabulary, self.decode, self.mesh = vocabulary, decode, mesh
-        self.max_length = max_length
         self.precision = precision
         self._made: Any = None  # see _search_weights
         self.steps: tuple[int, ...] = ()  # after how many training steps, if from_workdir knows
@@ -89,6 +89,7 @@ class Translator:
             member.config.max_length if member.config.positions == "learned" else math.inf
             for member in members
         )
+        self.max_length = int(min(max_length, self.longest_output))
         self.batch_tokens = 2048 if jax.default_backend() == "cpu" else 8192
 
     @classmethod
@@ -223,8 +224,7 @@ class Translator:
                 f"use beam_size={options.n_best} or more"
             )
         sources = encode_lines(self.vocabulary, lines, self.max_length, counts)
-        longest = int(min(self.longest_output, self.max_length)) - 1
-        starts = encode_prefixes(self.vocabulary, prefixes, len(lines), longest)
+        starts = encode_prefixes(self.vocabulary, prefixes, len(lines), self.max_length - 1)
         found = [[Hypothesis.blank(options)] for _ in lines]
         spoken = [index for index, ids in enumerate(sources) if ids != [EOS]]
         after_batch(len(lines) - len(spoken))

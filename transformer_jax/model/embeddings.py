@@ -47,10 +47,16 @@ class Embedding(nnx.Module):
         return self.embed(jnp.full((1, 1), PAD))[0, 0]
 
     def encode_positions(self, positions: Int[Array, "B T"], longest: int) -> Float[Array, "B T D"]:
-        """The encodings of `positions`, all of which are less than `longest`."""
-        if self.position_table is not None:
-            return self.position_table[positions].astype(self.dtype)
-        return jnp.asarray(sinusoids(longest, self.config.d_model), self.dtype)[positions]
+        """The encodings of `positions`, all of which are less than `longest`.
+
+        Others are NaN, and so is what follows from them, as are those behind the end of a learned
+        table. By itself an index beyond the end would silently mean the last row.
+        """
+        if self.position_table is None:
+            table = jnp.asarray(sinusoids(longest, self.config.d_model), self.dtype)
+        else:
+            table = self.position_table[...]
+        return table.at[positions].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... VOCAB"]:
         """The softmax's input, float32 (section 3.4: the transpose of the embedding, no bias).
