@@ -23,6 +23,7 @@ import ml_collections
 
 from transformer_jax.errors import UserError
 
+ATTENTION_IMPLEMENTATIONS = ("reference", "xla", "xla_chunked", "pallas", "mosaic_gpu")
 PRECISIONS = ("float32", "int16", "bfloat16", "int8")  # that a search multiplies in
 
 
@@ -113,8 +114,10 @@ class ModelConfig(_Checked):
     norm_epsilon: float = _field(1e-6, _POSITIVE_REAL)  # added to layer normalisation's variance
     logits_bias: bool = False  # a bias on the softmax's input; not in the paper, but in Marian
     decoder_start: str = _field("zero", _one_of("zero", "pad"))  # zeros, or PAD's embedding
-    # Of the computation; auto: bfloat16 on accelerators, float32 on CPUs.
+    # Of the computation; auto: bfloat16 on TPUs and on GPUs that multiply it, float32 elsewhere.
     dtype: str = _field("auto", _one_of("auto", "float32", "bfloat16"))
+    # Of attention_kernels; auto: the best on the device. Changes nothing of what is learned.
+    attention_implementation: str = _field("auto", _one_of("auto", *ATTENTION_IMPLEMENTATIONS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 # What may differ when a run goes on, besides the mesh and the search: none of it changes batches, or
 # what the model learns from one.
 _FREE = {
+    "model.attention_implementation",
     "train.num_steps",
     "train.log_every",
     "train.eval_every",

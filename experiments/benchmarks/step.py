@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
-import attention_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
+from attention_kernels import layer_norm
 from jax.sharding import Mesh
 
 from configs import base, big
@@ -47,13 +47,10 @@ PEERS = ["PyTorch", "PyTorch, compiled"]
 
 
 @contextlib.contextmanager
-def chosen(attention: str, layer_norm: str) -> Iterator[None]:
-    """Within it, what is traced runs these implementations wherever the choice is free."""
-    choices = {"choose_attention": attention, "choose_layer_norm": layer_norm}
-    with contextlib.ExitStack() as stack:
-        for chooser, name in choices.items():
-            choice = mock.Mock(return_value=name)
-            stack.enter_context(mock.patch.object(attention_kernels, chooser, choice))
+def chosen(layer_norm_implementation: str) -> Iterator[None]:
+    """Within it, what is traced has this fused end of a sublayer."""
+    choice = mock.Mock(return_value=layer_norm_implementation)
+    with mock.patch.object(layer_norm, "choose_layer_norm", choice):
         yield
 
 
@@ -119,13 +116,17 @@ def _ours(
     state: TrainState,
     batch: Batch,
     attention: str,
-    layer_norm: str,
+    fused_norm: str,
     chunk: int,
 ) -> JaxProgram:
     """The step of `training/step.py`; every step goes on from the last one's state."""
-    run = dataclasses.replace(run, train=dataclasses.replace(run.train, logits_chunk=chunk))
+    run = dataclasses.replace(
+        run,
+        train=dataclasses.replace(run.train, logits_chunk=chunk),
+        model=dataclasses.replace(run.model, attention_implementation=attention),
+    )
     own = jax.tree.map(jnp.copy, state)  # the step takes its state's memory for the next
-    with chosen(attention, layer_norm):
+    with chosen(fused_norm):
         return JaxProgram(
             make_train_step(run, mesh),
             own,

@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import importlib
+import math
 from typing import Any, Literal, Unpack, overload
 
 import jax
@@ -262,5 +263,6 @@ def _kernel(name: str) -> Any:
 
 
 def _in_xla(inputs: Inputs) -> str:
-    many = inputs.query.shape[1] * inputs.key.shape[1] > _WHOLE
-    return "xla_chunked" if many else "xla"
+    lengths = inputs.query.shape[1], inputs.key.shape[1]
+    known = all(isinstance(length, int) for length in lengths)  # not so in jax.export
+    return "xla_chunked" if known and math.prod(lengths) > _WHOLE else "xla"

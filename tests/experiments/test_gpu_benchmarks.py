@@ -97,12 +97,12 @@ def test_a_wrong_output_has_a_large_error():
 
 
 def test_a_stage_runs_what_it_names():
-    arrays = [jnp.ones((1, 2, 1, 4))] * 3
-    segments = [jnp.ones((1, 2), jnp.int32)] * 2
-    options = {"causal": False, "rate": 0.0, "rng": None}
-    with step.chosen("no such attention", "xla"), pytest.raises(ValueError, match="no such"):
-        on_mesh.attention(*arrays, *segments, **options)
-    on_mesh.attention(*arrays, *segments, **options)
+    arrays = [jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3)), jnp.ones(3), jnp.zeros(3)]
+    options = {"rate": 0.0, "eps": 1e-6, "rng": None}
+    with step.chosen("pallas"):
+        kernel = jax.make_jaxpr(lambda *of: on_mesh.dropout_add_layer_norm(*of, **options))(*arrays)
+    xla = jax.make_jaxpr(lambda *of: on_mesh.dropout_add_layer_norm(*of, **options))(*arrays)
+    assert "layer_norm_forward" in str(kernel) and "layer_norm_forward" not in str(xla)
 
 
 def test_who_hangs_or_dies_is_left_out_and_the_others_are_measured(tmp_path):

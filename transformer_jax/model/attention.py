@@ -70,6 +70,7 @@ class MultiHeadAttention(nnx.Module):
             causal=causal,
             rate=rate,
             rng=rng,
+            implementation=self.config.attention_implementation,
         )
         return self.out(heads.reshape(*heads.shape[:2], -1))
 

@@ -169,7 +169,17 @@ def attend_in_source(
         part.reshape(*x.shape[:2], heads, -1).astype(x.dtype)
         for part in jnp.split(weights.projections(x), [width, 2 * width], axis=-1)
     )
-    out = on_mesh.attention(query, key, value, segments, segments, causal=False, rate=0.0, rng=None)
+    out = on_mesh.attention(
+        query,
+        key,
+        value,
+        segments,
+        segments,
+        causal=False,
+        rate=0.0,
+        rng=None,
+        implementation=attention.config.attention_implementation,
+    )
     return weights.out(out.reshape(*x.shape[:2], -1))
 
 

@@ -27,9 +27,9 @@ def attention(
     causal: bool,
     rate: float,
     rng: DropoutRng | None,
-    implementation: str | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "B T H V"]:
-    """`attention_kernels.attention` on the mesh."""
+    """`attention_kernels.attention` on the mesh; `implementation`: config.model's."""
     return attention_kernels.sharded_attention(
         query,
         key,
@@ -39,7 +39,7 @@ def attention(
         query_segments=query_segments,
         key_segments=key_segments,
         causal=causal,
-        implementation=implementation,
+        implementation=None if implementation == "auto" else implementation,
         **({} if rng is None else _dropout("dropout_rate", "dropout_seed", rate, rng)),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from attention_kernels import backends
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -31,9 +32,17 @@ from transformer_jax.model.layers import FeedForward, Residual, layer_norm
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype that config.model.dtype means here; "auto" is float32 on a CPU, else bfloat16."""
+    """The dtype that config.model.dtype means here.
+
+    "auto" is bfloat16 on TPUs, and on GPUs but NVIDIA's below compute capability 8.0, which have no
+    products of it; elsewhere float32.
+    """
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        device = backends.device()
+        has_products = device.platform == "tpu" or (
+            device.platform == "gpu" and (device.capability or (8, 0)) >= (8, 0)
+        )
+        name = "bfloat16" if has_products else "float32"
     return jnp.dtype(name)
 
 
