@@ -9,11 +9,11 @@ from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from attention_kernels import backends, reference, xla
 from attention_kernels.backends import Device
-from attention_kernels.dropout import Seed, check_rate
+from attention_kernels.dropout import check_rate
 from attention_kernels.options import Arguments, Inputs, Options, dropout_words, make_inputs
 
 IN_XLA = {
@@ -57,15 +57,15 @@ def attention(
     key: Any,
     value: Any,
     *,
-    query_segments: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
-    key_segments: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
+    query_segments: Any = None,
+    key_segments: Any = None,
     causal: bool = False,
-    query_offset: Int[Array, "..."] | int | None = None,
-    dropout_rate: float = 0.0,
-    dropout_seed: Seed | None = None,
-    row_ids: Int[Array, " B"] | None = None,
-    head_offset: Int[Array, ""] | int = 0,
-    scale: Float[Array, ""] | float | None = None,
+    query_offset: Any = None,
+    dropout_rate: Any = 0.0,
+    dropout_seed: Any = None,
+    row_ids: Any = None,
+    head_offset: Any = 0,
+    scale: Any = None,
     return_lse: bool = False,
     implementation: str | None = None,
 ) -> Any:
@@ -133,11 +133,11 @@ def attention_weights(
     query: Any,
     key: Any,
     *,
-    query_segments: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
-    key_segments: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
+    query_segments: Any = None,
+    key_segments: Any = None,
     causal: bool = False,
-    query_offset: Int[Array, "..."] | int | None = None,
-    scale: Float[Array, ""] | float | None = None,
+    query_offset: Any = None,
+    scale: Any = None,
 ) -> Float[Array, "B H T S"]:
     """softmax(Q K^T / sqrt(d_k)), in float32, for pictures; the arguments are those of `attention`.
 
@@ -156,29 +156,16 @@ def attention_weights(
     return reference.weights_and_lse(inputs, causal)[0]
 
 
-def choose_attention(
-    query: Float[Array, "B T H K"], key: Float[Array, "B S G K"], value: Float[Array, "B S G V"]
-) -> str:
+def choose_attention(query: Any, key: Any, value: Any) -> str:
     """The best implementation for these inputs on the device that is being compiled for.
 
+    query [B, T, H, K], key [B, S, G, K] and value [B, S, G, V] may be abstract (`jax.ShapeDtypeStruct`).
     The kernel, where there is one for the device and its memories hold the tiles; on a CPU, and where
     the kernel cannot serve, XLA, in blocks where the weights of a head are many. "mosaic_gpu" is not
     chosen: nobody has timed it on a GPU yet. It is there for when the Triton backend of "pallas" leaves
     JAX, and for whoever asks for it by name.
     """
-    inputs = jax.eval_shape(
-        functools.partial(
-            make_inputs,
-            query_segments=None,
-            key_segments=None,
-            query_offset=None,
-            scale=None,
-            exact=False,
-        ),
-        query,
-        key,
-        value,
-    )
+    inputs = jax.eval_shape(make_inputs, query, key, value)
     return _choose(inputs, backends.device())
 
 

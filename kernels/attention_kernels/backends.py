@@ -208,7 +208,7 @@ def pallas_call(
     ]
     moved = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
     moved += sum(math.prod(shape.shape) * shape.dtype.itemsize for shape in out_shape)
-    return pl.pallas_call(
+    call = pl.pallas_call(
         kernel,
         grid=grid,
         in_specs=list(in_specs),
@@ -220,7 +220,11 @@ def pallas_call(
             flops=flops, transcendentals=transcendentals, bytes_accessed=moved
         ),
         name=_name(kernel),
-    )(*arrays)
+    )
+    with jax.enable_x64(
+        False
+    ):  # a TPU has no words of 64 bits for a kernel's indices and constants
+        return call(*arrays)
 
 
 def interpretation(device: Device) -> Any:

@@ -34,10 +34,10 @@ def linear_cross_entropy(
     embedding: Any,
     labels: Any,
     *,
-    bias: Float[Array, " VOCAB"] | None = None,
-    label_smoothing: float = 0.0,
-    weights: Float[Array, " N"] | None = None,
-    chunk: int | None = None,
+    bias: Any = None,
+    label_smoothing: Any = 0.0,
+    weights: Any = None,
+    chunk: Any = None,
 ) -> CrossEntropySums:
     """Cross-entropy of softmax(x embedding^T + bias) with Szegedy's label smoothing (section 5.4).
 

@@ -22,7 +22,7 @@ _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive counters over t
 Seed = int | Integer[Array, ""] | PRNGKeyArray
 
 
-def fold_in(seed: Seed, data: int | Integer[Array, ""]) -> UInt32[Array, ""]:
+def fold_in(seed: Any, data: Any) -> UInt32[Array, ""]:
     """Another seed: of a step, a layer, a place in it, a member of an ensemble.
 
     One seed is one mask. Calls with the same seed, rows, heads and lengths drop the same entries, so
@@ -115,7 +115,7 @@ def entry_bits(
 
 
 def dropout_bits(
-    seed: Seed,
+    seed: Any,
     row_ids: Int[Array, " B"],
     heads: int,
     queries: int,
@@ -138,7 +138,7 @@ def keep_scale(rate: float) -> float:
 
 
 def dropout(
-    x: Float[Array, "B T D"], *, rate: float, seed: Seed, row_ids: Int[Array, " B"] | None = None
+    x: Float[Array, "B T D"], *, rate: Any, seed: Any, row_ids: Int[Array, " B"] | None = None
 ) -> Float[Array, "B T D"]:
     """Zero entries of x with probability `rate` and multiply the others by 1 / (1 - rate).
 

@@ -53,15 +53,15 @@ class Arguments(TypedDict, total=False):
 
 
 def make_inputs(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Any,
+    key: Any,
+    value: Any,
     *,
-    query_segments: jax.Array | None,
-    key_segments: jax.Array | None,
-    query_offset: jax.Array | int | None,
-    scale: jax.Array | float | None,
-    exact: bool,
+    query_segments: Any = None,
+    key_segments: Any = None,
+    query_offset: Any = None,
+    scale: Any = None,
+    exact: bool = False,
 ) -> Inputs:
     """Check the arrays of a call of `attention`, and bring them into one form.
 
@@ -91,12 +91,7 @@ def make_inputs(
 
 
 def dropout_words(
-    rate: float,
-    seed: Seed | None,
-    row_ids: jax.Array | None,
-    rows: int,
-    heads: int,
-    head_offset: jax.Array | int,
+    rate: float, seed: Any, row_ids: Any, rows: int, heads: int, head_offset: Any
 ) -> UInt32[Array, "{rows} {heads}"] | None:
     """`Inputs.words`: None where nothing is dropped.
 

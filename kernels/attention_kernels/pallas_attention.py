@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu
 from jaxtyping import Array, Float
 
 from attention_kernels import backends, tiles
@@ -44,11 +45,8 @@ def unsupported(inputs: Inputs, device: Device) -> str | None:
     if dtype == jnp.bfloat16 and device.kind in ("TPU v2", "TPU v3"):
         return f"bfloat16 on a {device.kind}"
     plan = _plan(inputs, Options(causal=False, dropout_rate=0.0, lse=False), device)
-    if _vmem(plan, inputs, device) > device.vmem * 3 // 4:  # a quarter for what is not blocks
-        longest = max(inputs.query.shape[1], inputs.key.shape[1])
-        return (
-            f"a sequence of {longest} positions, too long for the vector memory of a {device.kind}"
-        )
+    if _vmem(plan, inputs) > device.vmem * 3 // 4:  # a quarter for what is not blocks
+        return f"a sequence too long for the vector memory of a {device.kind}"
     return None
 
 
@@ -60,7 +58,7 @@ def forward(
     arrays = _lay_out(plan, inputs)
     words, *_, query, key, _ = arrays
     batch, groups, queries = query.shape[0], words.shape[1], query.shape[1]
-    in_specs, out_specs = _forward_blocks(plan, key.shape[1], device)
+    in_specs, out_specs = _forward_blocks(plan, key.shape[1])
     out, lse = pallas_call(
         functools.partial(tiles.attention_forward, plan=plan),
         arrays,
@@ -111,7 +109,7 @@ def backward(
     if one_tile and device.platform == "gpu":
         # Three gradients at a time: a GPU's registers hold half the tile that the forward pass has.
         plan = dataclasses.replace(plan, queries=min(plan.queries, 4096 // plan.keys))
-    in_specs, out_specs = _backward_blocks(plan, queries, device)
+    in_specs, out_specs = _backward_blocks(plan, queries)
     # Where several programs share a key head, each has its own part of the sum.
     heads = groups * plan.key_heads
     exact = jnp.float32 if heads > inputs.key.shape[2] else query.dtype
@@ -131,7 +129,7 @@ def backward(
         **_work(plan, arrays, products_of_k=3 if one_tile else 2, products_of_v=2),
     )
     if not one_tile:
-        in_specs, out_specs = _query_backward_blocks(plan, keys, device)
+        in_specs, out_specs = _query_backward_blocks(plan, keys)
         (*d_query,) = pallas_call(
             functools.partial(tiles.attention_query_backward, plan=plan),
             arrays,
@@ -201,8 +199,8 @@ def _plan(inputs: Inputs, options: Options, device: Device) -> Plan:
     """
     _, queries, heads, k = inputs.query.shape
     _, keys, key_heads, v = inputs.value.shape
-    tpu, exact = device.platform == "tpu", inputs.query.dtype == jnp.float32
-    if tpu:
+    on_tpu, exact = device.platform == "tpu", inputs.query.dtype == jnp.float32
+    if on_tpu:
         most_queries, most_keys = 128, 256 if keys <= 256 else 128
     else:
         most_queries, most_keys = _gpu_tile(exact, max(k, v), device)
@@ -211,15 +209,15 @@ def _plan(inputs: Inputs, options: Options, device: Device) -> Plan:
     if exact:  # three passes over the halves of a float32 are what a GPU's tensor cores offer
         gpu = device.platform == "gpu"
         precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3 if gpu else lax.Precision.HIGHEST
-    together = _heads_together(key_heads, k, v) if tpu else 1
+    together = _heads_together(key_heads, k, v) if on_tpu else 1
     return Plan(
         queries=_tile(queries, most_queries),
         keys=_tile(keys, most_keys),
-        heads=together * heads // key_heads if tpu else 1,
+        heads=together * heads // key_heads if on_tpu else 1,
         key_heads=together,
         sharing=heads // key_heads,
-        k=k if tpu else max(16, power_of_two(k)),
-        v=v if tpu else max(16, power_of_two(v)),
+        k=k if on_tpu else max(16, power_of_two(k)),
+        v=v if on_tpu else max(16, power_of_two(v)),
         causal=options.causal,
         offset=inputs.query_offset is not None,
         rate=options.dropout_rate,
@@ -268,10 +266,10 @@ def _work(plan, arrays, *, products_of_k, products_of_v):
 # First those of the inputs, then of the outputs.
 
 
-def _forward_blocks(plan, keys, device):
+def _forward_blocks(plan, keys):
     own, whole = plan.queries, keys
     return [
-        *_per_row(plan, device),
+        *_per_row(plan),
         _row(own, tiled=True),
         _column(whole),
         _vectors(plan.heads * plan.k, own, tiled=True),
@@ -280,10 +278,10 @@ def _forward_blocks(plan, keys, device):
     ], [_vectors(plan.heads * plan.v, own, tiled=True), _row_of_heads(plan, own, tiled=True)]
 
 
-def _backward_blocks(plan, queries, device):
+def _backward_blocks(plan, queries):
     own, whole = plan.keys, queries
     return [
-        *_per_row(plan, device),
+        *_per_row(plan),
         _row(whole),
         _column(own, tiled=True),
         _vectors(plan.heads * plan.k, whole),
@@ -299,10 +297,10 @@ def _backward_blocks(plan, queries, device):
     ]
 
 
-def _query_backward_blocks(plan, keys, device):
+def _query_backward_blocks(plan, keys):
     own, whole = plan.queries, keys
     return [
-        *_per_row(plan, device),
+        *_per_row(plan),
         _row(own, tiled=True),
         _column(whole),
         _vectors(plan.heads * plan.k, own, tiled=True),
@@ -314,16 +312,11 @@ def _query_backward_blocks(plan, keys, device):
     ], [_vectors(plan.heads * plan.k, own, tiled=True)]
 
 
-def _per_row(plan, device):
-    """Of the words and the offset of a row."""
-    memory: dict[str, Any] = {}
-    if device.platform == "tpu":  # scalar memory: the offset says how far a loop goes
-        from jax.experimental.pallas import tpu
-
-        memory = {"memory_space": tpu.SMEM}
+def _per_row(plan):
+    """Of the words and the offset of a row; a TPU's loops go as far as its scalar memory says."""
     return (
         pl.BlockSpec((None, None, 1, plan.heads), lambda b, g, i: (b, g, 0, 0)),
-        pl.BlockSpec((None, 1, 1), lambda b, g, i: (b, 0, 0), **memory),
+        pl.BlockSpec((None, 1, 1), lambda b, g, i: (b, 0, 0), memory_space=tpu.SMEM),
     )
 
 
@@ -353,7 +346,7 @@ def _row_of_heads(plan, length, tiled=False):
     return pl.BlockSpec(block, lambda b, g, i: (b, g, 0, i if tiled else 0))
 
 
-def _vmem(plan: Plan, inputs: Inputs, device: Device) -> int:
+def _vmem(plan: Plan, inputs: Inputs) -> int:
     """Bytes of a TPU's vector memory that the hungriest of the three kernels needs.
 
     The pipeline has two buffers for each block, whose columns are padded to 128 lanes and its rows to 8;
@@ -370,8 +363,8 @@ def _vmem(plan: Plan, inputs: Inputs, device: Device) -> int:
         return rows * (columns + -columns % 128) * (itemsize if vectors else 4)
 
     kernels = (
-        _forward_blocks(plan, keys, device),
-        _backward_blocks(plan, queries, device),
-        _query_backward_blocks(plan, keys, device),
+        _forward_blocks(plan, keys),
+        _backward_blocks(plan, queries),
+        _query_backward_blocks(plan, keys),
     )
     return max(2 * sum(map(size, [*ins, *outs])) for ins, outs in kernels) + 2**20

@@ -60,8 +60,9 @@ def errors(found, arrays, **options):
 def test_equals_the_oracle_without_races(
     interpreter, capfd, queries, keys, k, v, dtype, causal, rate
 ):
-    arrays = rounded(example(4, 1, queries, keys, 1, k, v), dtype)
+    arrays = rounded(example(4, 1, queries, keys, 2, k, v, key_heads=1), dtype)
     options = {"causal": causal, "dropout_rate": rate, "head_offset": 3}
+    options |= {"query_offset": jnp.array([20])} if causal else {}
     found = value_and_gradients("mosaic_gpu", arrays, **options)
     tolerance = 2e-3 if dtype == jnp.float16 else 1e-2
     assert max(errors(found, arrays, **options)) < tolerance
@@ -104,8 +105,12 @@ def test_a_race_is_seen(interpreter, capfd):
         scratch_types=[plgpu.SMEM(x.shape, x.dtype), plgpu.Barrier()],
         interpret=interpreter,
     )
-    jax.block_until_ready(run(x))
-    assert "RACE" in "".join(capfd.readouterr()).upper()
+    try:
+        jax.block_until_ready(run(x))
+        found = ""
+    except jax.errors.JaxRuntimeError as error:  # how newer versions of JAX report it
+        found = str(error)
+    assert "RACE" in (found + "".join(capfd.readouterr())).upper()
 
 
 def test_says_what_it_cannot_do(monkeypatch):
