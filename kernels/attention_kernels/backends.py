@@ -77,7 +77,7 @@ def _default_device() -> Any:
 def _describe(of: Any) -> Device:
     platform = {"cuda": "gpu", "rocm": "gpu"}.get(of.platform, of.platform)
     if platform == "tpu":
-        return Device(platform, of.device_kind, vmem=_vmem(of.device_kind))
+        return Device(platform, of.device_kind, vmem=_vmem())
     if platform == "gpu":
         capability = _capability(of)
         kibibytes = _SHARED_MEMORY.get(capability or (0, 0), 0)
@@ -94,18 +94,16 @@ def _capability(of: Any) -> tuple[int, int] | None:
     return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), None)
 
 
-def _vmem(kind: str) -> int | None:
+def _vmem() -> int | None:
     # Imported here: a jax for one kind of device need not have the other's modules.
     from jax.experimental.pallas import tpu
 
-    mesh = jax.sharding.AbstractMesh(
-        (1,), ("device",), abstract_device=jax.sharding.AbstractDevice(kind, 1, "tpu")
-    )
-    with jax.sharding.use_abstract_mesh(mesh):
-        try:
-            return tpu.get_tpu_info().vmem_capacity_bytes
-        except ValueError:  # a kind that this version of JAX does not know
-            return None
+    try:
+        return (
+            tpu.get_tpu_info().vmem_capacity_bytes
+        )  # of the mesh in use, or of the default device
+    except ValueError:  # a kind that this version of JAX does not know
+        return None
 
 
 def unsupported(of: Device) -> str | None:

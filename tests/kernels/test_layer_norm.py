@@ -122,3 +122,36 @@ def test_wrong_arguments_are_errors():
         fused("magic")(*arrays)
     with pytest.raises(ValueError, match="needs a seed"):
         fused(None)(*arrays, rate=0.1)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+def test_dropout_of_everything_leaves_the_residual(implementation):
+    x, residual, scale, bias = example(0, 2, 7, 48)
+    ours = value_and_gradients(fused(implementation), (x, residual, scale, bias), rate=1.0, seed=1)
+    theirs = value_and_gradients(fused(implementation), (0 * x, residual, scale, bias))
+    assert not np.any(ours[1])
+    for one, other in zip((ours[0], *ours[2:]), (theirs[0], *theirs[2:]), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+def test_no_rows(implementation):
+    found = value_and_gradients(fused(implementation), example(0, 0, 7, 48), rate=0.1, seed=1)
+    assert found[0].shape == (0, 7, 48) and not np.any(found[3])
+
+
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+def test_strict_settings_of_jax(implementation):
+    """64 bits, no implicit promotion of ranks or dtypes."""
+    arrays = example(0, 2, 7, 48)
+    options = {"rate": 0.3, "seed": 1}
+    expected = value_and_gradients(fused(implementation), arrays, **options)
+    with (
+        jax.enable_x64(True),
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+    ):
+        found = value_and_gradients(fused(implementation), arrays, **options)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels under a mesh: in a stranger's own `jax.shard_map`, and through the public wrappers.
+
+What eight devices compute is what one does, dropout and gradients of what they share included.
+"""
+
+import attention_kernels
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+MESH = jax.make_mesh((4, 2), ("rows", "heads"), (AxisType.Auto,) * 2)
+ROWS, WHOLE = PartitionSpec("rows"), PartitionSpec()
+
+
+def random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def assert_same(found, expected):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.abs(other).max() > 0
+        np.testing.assert_allclose(one, other, atol=2e-5 * max(1, np.abs(other).max()))
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_the_loss_in_a_plain_shard_map(chunk):
+    """The embedding is the same on all devices, and so is its gradient: their sum."""
+    x, embedding, bias = random(0, 8, 6), random(1, 11, 6), random(2, 11)
+    labels = jnp.arange(8) % 11
+
+    def loss(x, embedding, bias, labels):
+        return attention_kernels.linear_cross_entropy(
+            x, embedding, labels, bias=bias, label_smoothing=0.1, chunk=chunk
+        ).loss
+
+    sharded = jax.shard_map(
+        lambda *of: lax.psum(loss(*of), "rows"),
+        mesh=MESH,
+        in_specs=(ROWS, WHOLE, WHOLE, ROWS),
+        out_specs=WHOLE,
+    )
+    found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(x, embedding, bias, labels)
+    assert_same(found, jax.value_and_grad(loss, (0, 1, 2))(x, embedding, bias, labels))
+
+
+def test_the_end_of_a_sublayer_in_a_plain_shard_map():
+    arrays = random(0, 8, 5, 6), random(1, 8, 5, 6), random(2, 6), random(3, 6)
+    options = {"rate": 0.3, "seed": 4}
+
+    def per_device(x, residual, scale, bias, rows):
+        out = attention_kernels.dropout_add_layer_norm(
+            x, residual, scale, bias, row_ids=rows, **options
+        )
+        return lax.psum(jnp.sum(jnp.sin(out)), "rows")
+
+    sharded = jax.shard_map(
+        per_device, mesh=MESH, in_specs=(ROWS, ROWS, WHOLE, WHOLE, ROWS), out_specs=WHOLE
+    )
+
+    def whole(*arrays):
+        return jnp.sum(jnp.sin(attention_kernels.dropout_add_layer_norm(*arrays, **options)))
+
+    found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2, 3)))(*arrays, jnp.arange(8))
+    assert_same(found, jax.value_and_grad(whole, (0, 1, 2, 3))(*arrays))
+
+
+@pytest.mark.parametrize("kind", [("tpu", "TPU v5 lite", "tpu"), ("gpu", "NVIDIA H200", "cuda")])
+def test_kernels_are_lowered_in_a_plain_shard_map(kind):
+    """With check_vma, for devices that are not here; all three gradients of what is shared."""
+    platform, name, lowered = kind
+    device = jax.sharding.AbstractDevice(name, 1, platform)
+    mesh = jax.sharding.AbstractMesh((4,), ("rows",), (AxisType.Auto,), abstract_device=device)
+    vectors, sublayer = (jnp.zeros(of, jnp.bfloat16) for of in ((8, 32, 2, 64), (8, 32, 128)))
+
+    def per_device(vectors, shared, sublayer, scale, rows):
+        options = {"seed": 1, "row_ids": rows, "implementation": "pallas"}
+        norm = attention_kernels.dropout_add_layer_norm(
+            sublayer, sublayer, scale, scale, rate=0.1, **options
+        )
+        out = attention_kernels.attention(vectors, shared, shared, implementation="pallas")
+        return lax.psum(
+            jnp.sum(out.astype(jnp.float32)) + jnp.sum(norm.astype(jnp.float32)), "rows"
+        )
+
+    sharded = jax.shard_map(per_device, in_specs=(ROWS, WHOLE, ROWS, WHOLE, ROWS), out_specs=WHOLE)
+    arguments = vectors, vectors[:2], sublayer, jnp.ones(128), jnp.arange(8)
+    with jax.sharding.use_abstract_mesh(mesh):
+        function = jax.jit(jax.value_and_grad(sharded, (0, 1, 2, 3)))
+        text = function.trace(*arguments).lower(lowering_platforms=(lowered,)).as_text()
+    assert "attention_backward" in text and "layer_norm_backward" in text
+
+
+def test_an_interpreted_kernel_says_where_it_cannot_run():
+    x = random(0, 8, 5, 2, 4)
+    function = jax.shard_map(
+        lambda x: attention_kernels.attention(x, x, x, implementation="pallas"),
+        mesh=MESH,
+        in_specs=ROWS,
+        out_specs=ROWS,
+    )
+    with pytest.raises(NotImplementedError, match="interpreted on a CPU"):
+        function(x)
+
+
+@pytest.mark.parametrize("implementation", [None, "pallas"])
+@pytest.mark.parametrize("heads, key_heads", [(4, 2), (4, 1)])
+def test_sharded_attention_is_attention(implementation, heads, key_heads):
+    """By any axis names; heads stay together where the axis does not divide those of the keys."""
+    arrays = random(0, 8, 6, heads, 4), random(1, 8, 7, key_heads, 4), random(2, 8, 7, key_heads, 3)
+    options = {
+        "key_segments": jnp.asarray(np.random.default_rng(0).integers(0, 2, (8, 7))),
+        "causal": True,
+        "query_offset": jnp.arange(8) - 1,
+        "dropout_rate": 0.3,
+        "dropout_seed": jax.random.key(7),
+        "return_lse": True,
+        "implementation": implementation,
+    }
+
+    def total(function, **options):
+        def of(arrays, scale):
+            out, lse = function(*arrays, scale=scale, **options)
+            return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(lse > -1e9, lse, 0.0)), (out, lse)
+
+        return jax.jit(jax.value_and_grad(of, argnums=(0, 1), has_aux=True))
+
+    expected = total(attention_kernels.attention, **options)(arrays, 0.4)
+    axes = {"batch_axes": ("rows",), "heads_axis": "heads"}
+    with jax.set_mesh(MESH):
+        function = total(attention_kernels.sharded_attention, **options, **axes)
+        found = function(arrays, 0.4)
+        text = function.lower(arrays, 0.4).as_text()
+    finite = jax.tree.map(lambda of: jnp.where(jnp.isfinite(of), of, 0.0), (found, expected))
+    assert_same(*finite)
+    assert ("manual_computation" in text) == (implementation == "pallas")
+
+
+def test_sharded_loss_and_norm_are_those_of_one_device():
+    x, embedding, labels = random(0, 8, 6, 5), random(1, 11, 5), jnp.arange(48).reshape(8, 6) % 11
+    scale = random(2, 5)
+
+    def loss(x, embedding, scale):
+        x = attention_kernels.sharded_dropout_add_layer_norm(
+            x, x, scale, scale, batch_axes=("rows",), rate=0.3, seed=3
+        )
+        return attention_kernels.sharded_linear_cross_entropy(
+            x, embedding, labels, batch_axes=("rows",), positions_axis="heads", label_smoothing=0.1
+        ).loss
+
+    expected = jax.value_and_grad(loss, (0, 1, 2))(x, embedding, scale)
+    with jax.set_mesh(MESH):
+        found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, embedding, scale)
+    assert_same(found, expected)
+
+
+def test_an_axis_that_the_mesh_has_not_is_an_error():
+    x = random(0, 8, 5, 2, 4)
+    with jax.set_mesh(MESH), pytest.raises(ValueError, match="no axis 'data'; it has rows, heads"):
+        attention_kernels.sharded_attention(x, x, x, batch_axes=("data",), implementation="pallas")
