@@ -114,7 +114,7 @@ def test_translate_reads_and_writes_files_and_old_checkpoints(workdir, tmp_path)
         *(f"--input={source}", f"--output={output}"),
     )
     assert result.returncode == 0 and not result.stdout, result.stderr.decode()
-    expected = Translator.from_workdir(workdir, "3").translate(
+    expected = Translator.from_workdir(workdir, 3).translate(
         ["one two three", "four five"], beam_size=1, alpha=1.0
     )
     assert output.read_text() == "".join(f"{line}\n" for line in expected)

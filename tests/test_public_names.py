@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names as another project uses them: each from outside, and no other module of ours."""
 
+import importlib
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import attention_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +22,7 @@ from transformer_jax import (
     BeamResult,
     DecodeConfig,
     Decoder,
+    DropoutRng,
     Encoder,
     Ensemble,
     Hypothesis,
@@ -62,6 +67,38 @@ def test_importing_the_package_does_not_import_jax():
     subprocess.run([sys.executable, "-c", command], check=True, cwd=ROOT)
 
 
+def test_the_training_loop_of_the_readme_learns_with_dropout():
+    """Word for word: public names alone, at most 25 lines, and better than guessing by far."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [code] = [block for block in blocks if "DropoutRng" in block]
+    assert len([line for line in code.splitlines() if line]) <= 25
+    for home, names in re.findall(r"from (\w+) import (.*)", code):
+        if home in ("transformer_jax", "attention_kernels"):
+            assert set(names.split(", ")) <= set(importlib.import_module(home).__all__)
+    scope: dict = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    model, tokens = scope["model"], scope["tokens"]
+    batch = Batch(tokens, tokens, jnp.arange(len(tokens.ids)))
+    assert float(scope["loss"]) < 0.5 * math.log(20), "no better than guessing"
+    with pytest.raises(ValueError, match="in training mode"):
+        model(batch)
+    model.eval()
+    assert (model(batch).argmax(-1) == tokens.ids).mean() > 0.5
+
+    # What is said of seeds there.
+    def hidden(rng):
+        return np.asarray(model.hidden(batch, rng=rng))
+
+    first, seed = DropoutRng.of_step(0, 7, batch.rows), attention_kernels.fold_in(0, 7)
+    np.testing.assert_array_equal(hidden(first), hidden(DropoutRng(seed, batch.rows)))
+    others = [
+        DropoutRng.of_step(0, 8, batch.rows),
+        DropoutRng(attention_kernels.fold_in(seed, 1), batch.rows),
+        first.fold_in(1),
+    ]
+    assert all((hidden(first) != hidden(other)).any() for other in others)
+
+
 @pytest.mark.slow  # mypy reads all of JAX
 def test_a_type_checker_of_another_project_knows_the_names(tmp_path):
     """Types travel: a wrong argument is found, and no name is Any."""
@@ -91,9 +128,10 @@ def test_a_transformer_trains_in_someone_else_s_loop(model):
     optimizer = optax.adam(1e-2)
 
     @jax.jit
-    def step(params, state):
+    def step(params, state, number):
         def loss(params):
-            logits = nnx.merge(structure, params)(batch)  # [B, T, VOCAB]
+            rng = DropoutRng.of_step(0, number, batch.rows)
+            logits = nnx.merge(structure, params)(batch, rng=rng)  # [B, T, VOCAB]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, target.ids)
             return jnp.sum(losses * (target.segments > 0)) / jnp.sum(target.segments > 0)
 
@@ -103,8 +141,8 @@ def test_a_transformer_trains_in_someone_else_s_loop(model):
 
     state = optimizer.init(params)
     losses = []
-    for _ in range(20):
-        params, state, value = step(params, state)
+    for number in range(20):
+        params, state, value = step(params, state, number)
         losses.append(float(value))
     assert losses[-1] < 0.5 * losses[0]
 

@@ -17,11 +17,13 @@ To build on its parts, with B rows, S source and T target tokens, D features, W 
     TransformerConfig(num_layers=6, d_model=512, ...)    all sizes and choices; the paper's by default
     Transformer(config, rngs=nnx.Rngs(0))
         model(Batch(source, target, rows))               -> logits [B, T, VOCAB]
+        model.hidden(batch, rng=...)                     -> [B, T, D], which model.logits projects
         model.encode(source)                             -> [B, S, D]
         model.decode(target, memory, source.segments)    -> [B, T, D]
         model.decode_step(ids, position, cache, cross, source.segments)
                                                          -> logits [B, W, VOCAB], cache
     Tokens.of(ids)                                       rows of ids [B, S], 0 behind their ends
+    DropoutRng.of_step(seed, step, batch.rows)           a step's dropout, for rng= of any call
     Encoder(config, rngs=...)(x, segments)               [B, S, D] -> [B, S, D]
     Decoder(config, rngs=...)(x, memory, segments, source_segments)
                                                          [B, T, D], [B, S, D] -> [B, T, D]
@@ -31,6 +33,12 @@ To build on its parts, with B rows, S source and T target tokens, D features, W 
                                                          -> BeamResult, ids [B, W, L], best first
     sample(step, cache, keys=..., samples=W, max_lengths=..., length=L)
                                                          -> BeamResult, in the order of drawing
+
+Dropout is in the calls that are given an `rng`; without one a model evaluates, and a gradient of it is
+refused where its config has dropout. model.train() makes a call without rng an error, too, and
+model.eval() allows such gradients. One seed is one mask, the same in every call: of_step makes each
+step's, and the layers fold in their numbers. rng.fold_in(7), or attention_kernels.fold_in(seed, 7) of a
+seed, makes another, of a second pass in the same step, say.
 
 `beam_search` and `sample` take any function step(ids [B, W], position, cache) -> (logits [B, W, VOCAB],
 cache), of a model of this package or of another. The docstrings have the rest.
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
     from transformer_jax.inference.sampling import Sampling, line_keys, sample
     from transformer_jax.inference.translator import Translator
     from transformer_jax.model.attention import MultiHeadAttention
+    from transformer_jax.model.dropout import DropoutRng
     from transformer_jax.model.transformer import Decoder, Encoder, Transformer
 
 # Each is imported when it is used, so that a config or --help need not wait for JAX.
@@ -59,6 +68,7 @@ _HOMES = {
     "BeamResult": "inference.beam_search",
     "DecodeConfig": "config",
     "Decoder": "model.transformer",
+    "DropoutRng": "model.dropout",
     "Encoder": "model.transformer",
     "Ensemble": "inference.ensemble",
     "Hypothesis": "inference.hypotheses",
@@ -82,6 +92,7 @@ __all__ = [
     "BeamResult",
     "DecodeConfig",
     "Decoder",
+    "DropoutRng",
     "Encoder",
     "Ensemble",
     "Hypothesis",

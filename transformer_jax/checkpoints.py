@@ -195,7 +195,7 @@ class _Preserved(preservation_policy.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def load_model(workdir: str | Path, which: str = "latest") -> tuple[Config, Transformer, int]:
+def load_model(workdir: str | Path, which: str | int = "latest") -> tuple[Config, Transformer, int]:
     """A run's config, its model with the weights of a checkpoint, and the checkpoint's step.
 
     `which`: "latest", "best" (by validation BLEU), "average" or a step.
@@ -222,7 +222,7 @@ def load_config(workdir: str | Path) -> Config:
         raise UserError(f"{path} cannot be used: {error}") from None
 
 
-def load_params(workdir: str | Path, which: str = "latest") -> tuple[int, Params]:
+def load_params(workdir: str | Path, which: str | int = "latest") -> tuple[int, Params]:
     """(step, weights) of a checkpoint, on one device; see `load_model`."""
     workdir = Path(workdir)
     like = abstract_params(load_config(workdir).model)
@@ -341,8 +341,9 @@ def saved_steps(workdir: Path) -> list[int]:
     return _steps_in(_folder(workdir))
 
 
-def _candidates(workdir: Path, which: str) -> list[tuple[Path, int]]:
+def _candidates(workdir: Path, which: str | int) -> list[tuple[Path, int]]:
     """The checkpoints' folders, best first, with their steps."""
+    which = str(which)
     steps = saved_steps(workdir)
     if which == "average":
         averaged = _steps_in(workdir.absolute() / "average")

@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +17,31 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 class UserError(Exception):
     """One line that names the culprit and the remedy. Commands print it and exit with code 2."""
+
+
+def check_lines(name: str, lines: Iterable[str]) -> list[str]:
+    """The lines as a list; `name` is what the caller calls them.
+
+    A str is a sequence of str, too, of its letters. Nobody means that.
+
+    Raises:
+      UserError: it is a str, or something in it is none.
+    """
+    if isinstance(lines, str | bytes):
+        raise UserError(
+            f"{name} is one {type(lines).__name__}; give a list with a str a line, such as "
+            "['A friend.', 'A book.']"
+        )
+    lines = list(lines)
+    for number, line in enumerate(lines):
+        check_line(f"{name}[{number}]", line)
+    return lines
+
+
+def check_line(name: str, line: str) -> None:
+    """Raises: UserError, unless it is a str."""
+    if not isinstance(line, str):
+        raise UserError(f"{name} is {line!r:.50} of type {type(line).__name__}; it must be a str")
 
 
 def first_line(error: BaseException) -> str:

@@ -46,7 +46,7 @@ def evaluate(
     workdir: str | Path | Sequence[str | Path],
     text: Text,
     *,
-    checkpoint: str = "latest",
+    checkpoint: str | int = "latest",
     beam_size: int | None = None,
     alpha: float | None = None,
     precision: str | None = None,

@@ -5,10 +5,12 @@ The models here are random. What they say is nonsense, but it has to be the same
 is computed with or without cache, alone or in a batch, on one device or on eight.
 """
 
+import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,8 +18,10 @@ from flax import nnx
 from tests.tiny_models import SENTENCES, tiny_model, tiny_vocabulary
 from transformer_jax.config import DecodeConfig, MeshConfig
 from transformer_jax.data.batch import EOS, Batch
-from transformer_jax.data.vocabulary import Vocabulary
+from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
 from transformer_jax.errors import UserError
+from transformer_jax.formats import stablehlo
+from transformer_jax.inference import scores
 from transformer_jax.inference import translator as translator_module
 from transformer_jax.inference.beam_search import beam_search, length_penalty
 from transformer_jax.inference.padding import pad
@@ -205,6 +209,65 @@ def test_learned_positions_end_with_their_table(vocabulary):
 def test_impossible_settings_are_refused(translator, options, message):
     with pytest.raises(UserError, match=message):
         translator.translate(LINES, **options)
+
+
+@pytest.fixture
+def unchecked():
+    """No types are checked but by ourselves, as in any program that is not a test."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_str_is_no_list_of_lines(translator, vocabulary, tmp_path):
+    """Or else it is translated letter by letter."""
+    line, lines = "a dog", ["a dog"]
+    calls = {
+        "lines": [
+            lambda: translator.translate(line),
+            lambda: translator.search(line),
+            lambda: translator.translate(b"a dog"),
+        ],
+        "prefixes": [lambda: translator.search(["a"] * 5, prefixes="ein H")],
+        "sources": [lambda: translator.score(line, lines * 5)],
+        "targets": [lambda: translator.score(lines * 5, line)],
+        "sentences": [
+            lambda: vocabulary.encode(line),
+            lambda: vocabulary.encode_targets(line),
+            lambda: train_vocabulary(line, size=64, kind="bpe", path=tmp_path / "v"),
+        ],
+        "hypotheses": [lambda: scores.score(line, lines * 5)],
+        "references": [lambda: scores.score(lines * 5, line)],
+        "platforms": [lambda: stablehlo.export_folder(tmp_path, tmp_path, platforms="cpu")],
+    }
+    for name, attempts in calls.items():
+        for attempt in attempts:
+            with pytest.raises(UserError, match=f"^{name} is one (str|bytes); give a list"):
+                attempt()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(None, "None of type NoneType"), (b"dog", "b'dog' of type bytes")]
+)
+def test_what_is_no_str_is_named(translator, vocabulary, tmp_path, wrong, said):
+    lines, good = ["a dog", wrong], ["a dog", "two dogs"]
+    calls = {
+        "lines": [lambda: translator.translate(lines), lambda: translator.search(lines)],
+        "prefixes": [lambda: translator.search(good, prefixes=lines)],
+        "targets": [lambda: translator.score(good, lines)],
+        "sentences": [
+            lambda: vocabulary.encode(lines),
+            lambda: train_vocabulary(iter(lines), size=64, kind="bpe", path=tmp_path / "v"),
+        ],
+        "hypotheses": [lambda: scores.score(lines, good)],
+    }
+    for name, attempts in calls.items():
+        for attempt in attempts:
+            message = re.escape(f"{name}[1] is {said}; it must be a str")
+            with pytest.raises(UserError, match=message):
+                attempt()
 
 
 def test_alpha_and_beam_size_are_the_config_s_unless_given(translator):

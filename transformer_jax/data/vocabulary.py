@@ -14,7 +14,7 @@ import numpy as np
 import sentencepiece
 
 from transformer_jax.data.batch import EOS, PAD, UNKNOWN
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, check_line, check_lines
 
 # Enough sentences to count pieces by; a larger corpus is sampled.
 _MOST_SENTENCES = 5_000_000
@@ -72,7 +72,7 @@ class Vocabulary:
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """The ids of each source sentence, EOS at the end."""
-        return self._processor.encode(list(sentences), add_eos=True)
+        return self._processor.encode(check_lines("sentences", sentences), add_eos=True)
 
     def pieces_of(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The pieces of token ids; "▁" in one stands for a space."""
@@ -150,10 +150,12 @@ class MarianVocabulary(Vocabulary):
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """The ids of each source sentence, EOS at the end."""
+        sentences = check_lines("sentences", sentences)
         return [self._encode(self._source, sentence) for sentence in sentences]
 
     def encode_targets(self, sentences: Sequence[str]) -> list[list[int]]:
         """The ids of each target sentence, EOS at the end."""
+        sentences = check_lines("sentences", sentences)
         return [self._encode(self._target, sentence) for sentence in sentences]
 
     def decode(self, sentences: Iterable[Iterable[int]]) -> list[str]:
@@ -201,8 +203,11 @@ def train_vocabulary(
     what was encoded (but for repeated spaces).
 
     Raises:
-      UserError: the sentences cannot fill a vocabulary of that size, or have more characters.
+      UserError: the sentences cannot fill a vocabulary of that size, have more characters, or are no
+        str.
     """
+    if isinstance(sentences, str | bytes):
+        check_lines("sentences", sentences)
     path = Path(path)
     temporary = path.with_suffix(".tmp")
     failures: list[Exception] = []
@@ -237,7 +242,9 @@ def train_vocabulary(
 def _watched(sentences: Iterable[str], failures: list[Exception]) -> Iterator[str]:
     """The sentences; sentencepiece makes a RuntimeError of any error in between, so keep it."""
     try:
-        yield from sentences
+        for number, sentence in enumerate(sentences):
+            check_line(f"sentences[{number}]", sentence)
+            yield sentence
     except Exception as error:
         failures.append(error)
         raise

@@ -79,7 +79,9 @@ def import_folder(folder: str | Path, workdir: str | Path) -> None:
     checkpoints.save_params(workdir, 0, params)
 
 
-def export_folder(workdir: str | Path, folder: str | Path, checkpoint: str = "latest") -> None:
+def export_folder(
+    workdir: str | Path, folder: str | Path, checkpoint: str | int = "latest"
+) -> None:
     """Write a run's model as a folder that MarianMTModel, MarianTokenizer and CTranslate2 load.
 
     Raises:

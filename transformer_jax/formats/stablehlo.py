@@ -31,7 +31,7 @@ from transformer_jax import checkpoints
 from transformer_jax.config import Config, ModelConfig
 from transformer_jax.data.batch import EOS, PAD, UNKNOWN, Tokens
 from transformer_jax.data.vocabulary import MarianVocabulary, Vocabulary
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, check_lines
 from transformer_jax.model.embeddings import sinusoids
 from transformer_jax.model.transformer import KeysValues, Transformer
 from transformer_jax.training.step import model_structure
@@ -45,7 +45,7 @@ _FORMAT = 1
 def export_folder(
     workdir: str | Path,
     folder: str | Path,
-    checkpoint: str = "latest",
+    checkpoint: str | int = "latest",
     *,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> None:
@@ -54,7 +54,7 @@ def export_folder(
     Raises:
       UserError: no such run, checkpoint or platform.
     """
-    for platform in platforms:
+    for platform in check_lines("platforms", platforms):
         if platform not in PLATFORMS:
             raise UserError(f"--platforms={platform} is unknown; allowed: {', '.join(PLATFORMS)}")
     workdir, folder = Path(workdir), Path(folder)

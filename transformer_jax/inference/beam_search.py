@@ -260,9 +260,9 @@ def _candidates(
     # [B, W, 2W], fewer in a tiny vocabulary
     log_probs, tokens = allowed_tokens(logits, 2 * width, never)
     each = tokens.shape[2]
-    scores = (live_scores[..., None] + log_probs).reshape(batch, -1)  # [B, W * each]
+    scores = (live_scores[..., None] + log_probs).reshape(batch, width * each)
     scores, chosen = lax.top_k(scores, min(2 * width, scores.shape[1]))
-    tokens = jnp.take_along_axis(tokens.reshape(batch, -1), chosen, axis=1)
+    tokens = jnp.take_along_axis(tokens.reshape(batch, width * each), chosen, axis=1)
     parents = chosen // each
 
     # Where a token is forced every hypothesis continues with it and nothing else.

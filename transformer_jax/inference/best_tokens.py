@@ -27,9 +27,9 @@ def best_tokens(
     matrix = _matrix(logits)
     _, columns = lax.top_k(matrix.max(axis=-2), count)  # [B, W, count]
     columns = columns[..., None, :]  # [B, W, 1, count]
-    values = jnp.take_along_axis(matrix, columns, axis=-1).reshape(*lead, -1)
+    values = jnp.take_along_axis(matrix, columns, axis=-1).reshape(*lead, rows * count)
     first = jnp.arange(rows)[None, None, :, None] * width  # of each row
-    ids = (first + columns).reshape(*lead, -1)  # [B, W, rows * count]
+    ids = (first + columns).reshape(*lead, rows * count)
     whole = rows * width
     if whole < vocabulary:  # What fills no whole row is looked at, too.
         rest = jnp.broadcast_to(jnp.arange(whole, vocabulary), (*lead, vocabulary - whole))
@@ -75,7 +75,7 @@ def _matrix(logits: Float[Array, "B W VOCAB"]) -> Float[Array, "B W rows columns
     """The vocabulary in rows; what fills no whole one is left out."""
     width = _columns(logits.shape[-1])
     whole = logits.shape[-1] - logits.shape[-1] % width
-    return logits[..., :whole].reshape(*logits.shape[:2], -1, width)
+    return logits[..., :whole].reshape(*logits.shape[:2], whole // width, width)
 
 
 def _columns(vocabulary: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from transformer_jax.data.batch import EOS, UNKNOWN
 from transformer_jax.data.vocabulary import Vocabulary
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, check_lines
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,11 @@ def encode_lines(
     """The ids of each line, EOS at the end, cut to max_length; [EOS] for a blank line.
 
     `counts` is added to; without it a warning says how many lines were cut.
+
+    Raises:
+      UserError: it is no list of str.
     """
-    encoded = vocabulary.encode([line.strip() for line in lines])
+    encoded = vocabulary.encode([line.strip() for line in check_lines("lines", lines)])
     too_long = sum(len(ids) > max_length for ids in encoded)
     if counts is not None:
         counts.lines += len(encoded)
@@ -60,8 +63,9 @@ def encode_pairs(
     A pair counts as cut, empty or unknown if one of its sides does.
 
     Raises:
-      UserError: the numbers of lines differ.
+      UserError: the numbers of lines differ, or they are no lists of str.
     """
+    sources, targets = check_lines("sources", sources), check_lines("targets", targets)
     if len(sources) != len(targets):
         raise UserError(
             f"{len(sources)} sources and {len(targets)} targets are no pairs; give one target a source"
@@ -87,10 +91,11 @@ def encode_prefixes(
     """The first `longest` token ids of each prefix; [] for a line without one.
 
     Raises:
-      UserError: there are prefixes, but not one a line.
+      UserError: there are prefixes, but not one a line, or they are no list of str.
     """
     if prefixes is None:
         return [[]] * lines
+    prefixes = check_lines("prefixes", prefixes)
     if len(prefixes) != lines:
         raise UserError(
             f"{len(prefixes)} prefixes for {lines} lines; give one a line, blank where there is none"

@@ -24,8 +24,10 @@ def assign_places(parents: Int[Array, "B W"]) -> Int[Array, "B W"]:
     """
     width = parents.shape[1]
     same = parents[:, :, None] == parents[:, None, :]  # [B, new, new]
-    first = ~jnp.any(same & jnp.tri(width, k=-1, dtype=bool), axis=-1)  # [B, new]
-    heirs = first[:, None] & (parents[:, None] == jnp.arange(width)[:, None])  # [B, place, new]
+    earlier = jnp.tri(width, k=-1, dtype=bool)[None]  # [1, new, new]
+    first = ~jnp.any(same & earlier, axis=-1)  # [B, new]
+    places = jnp.arange(width)[None, :, None]  # [1, place, 1]
+    heirs = first[:, None] & (parents[:, None] == places)  # [B, place, new]
     free, movers = ~heirs.any(axis=-1), ~first  # as many of one as of the other
     numbers = jnp.where(free, jnp.cumsum(free, axis=1), 0)[:, :, None]  # from 1
     settlers = movers[:, None] & (numbers == jnp.cumsum(movers, axis=1)[:, None])
@@ -45,21 +47,23 @@ def move(
     What the cache has of a position is a function of the tokens before it. Where those are the same,
     nothing has to be copied, if `cache_axis` tells where the positions are.
     """
-    places = jnp.arange(parents.shape[1])
+    places = jnp.arange(parents.shape[1])[None]  # [1, W]
     parents = jnp.where(alive, parents, places)
     moved_ids = gather(live_ids, parents)
     if jax.default_backend() != "cpu":
         return moved_ids, jax.tree.map(partial(gather, order=parents), cache)
     leaves = jax.tree.leaves(cache)
-    if not leaves:
+    if not leaves or not parents.shape[0]:
         return moved_ids, cache
     if cache_axis is None:
         return moved_ids, _copy(cache, parents, (parents != places)[..., None], None)
     size = _block(leaves[0].shape[cache_axis])
-    last = jnp.arange(leaves[0].shape[cache_axis] // size) * size + size - 1  # of each block
+    blocks = jnp.arange(leaves[0].shape[cache_axis] // size)
+    last = (blocks * size + size - 1)[None, None]  # position of each block, [1, 1, blocks]
     # The first token that differs; what is remembered of the positions behind it differs.
     length = live_ids.shape[2]
-    differs = jnp.where(moved_ids != live_ids, jnp.arange(length), length).min(axis=-1)  # [B, W]
+    positions = jnp.arange(length)[None, None]  # [1, 1, L]
+    differs = jnp.where(moved_ids != live_ids, positions, length).min(axis=-1)  # [B, W]
     moving = (differs[..., None] < last) & (last - size + 1 <= position)  # [B, W, blocks]
     return moved_ids, _copy(cache, parents, moving, cache_axis)
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """BLEU and chrF, as sacrebleu computes them."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, check_lines
 
 RESAMPLED = 10_000_000  # sentences that all resamples together may have, to bound the memory
 
@@ -22,8 +23,8 @@ class Scores(TypedDict):
 
 
 def score(
-    hypotheses: list[str],
-    references: list[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
     *,
     tokenize: str = "13a",
     lowercase: bool = False,
@@ -39,8 +40,10 @@ def score(
       bootstrap: resamples for the interval, fewer if there are more than 10,000 sentences; 0: none.
 
     Raises:
-      UserError: an unknown or unusable tokenizer, unequal numbers of lines, or none.
+      UserError: an unknown or unusable tokenizer, unequal numbers of lines, none, or what is no str.
     """
+    hypotheses = check_lines("hypotheses", hypotheses)
+    references = check_lines("references", references)
     if len(hypotheses) != len(references):
         raise UserError(
             f"{len(hypotheses)} translations cannot be scored with {len(references)} references; "

@@ -96,7 +96,7 @@ class Translator:
     def from_workdir(
         cls,
         workdir: str | Path | Sequence[str | Path],
-        checkpoint: str = "latest",
+        checkpoint: str | int = "latest",
         *,
         mesh: Mesh | None = None,
         precision: str | None = None,
@@ -106,7 +106,7 @@ class Translator:
         Args:
           workdir: the run folder; several make an ensemble.
           checkpoint: "latest", "best" (by validation BLEU), "average" or a step; several, as in
-            "latest,best,3000", make an ensemble, with those of every run folder.
+            "latest,best,3000", make an ensemble, with those of every run folder. A step may be an int.
           mesh: the devices that share the sentences, of all processes that make this call. None: all
             devices of this one.
           precision: see `Translator`.
@@ -121,7 +121,7 @@ class Translator:
             *(
                 checkpoints.load_model(folder, which.strip())
                 for folder in workdirs
-                for which in checkpoint.split(",")
+                for which in str(checkpoint).split(",")
             ),
             strict=True,
         )
@@ -160,7 +160,7 @@ class Translator:
 
     def translate(
         self,
-        lines: list[str],
+        lines: Sequence[str],
         *,
         beam_size: int | None = None,
         alpha: float | None = None,
@@ -179,6 +179,9 @@ class Translator:
           alpha: the length penalty's exponent.
           progress: show a bar when stderr is a terminal.
           before_batch: called before each batch; what it raises ends the translation.
+
+        Raises:
+          UserError: a setting out of its range, or lines that are no list of str.
         """
         options = SearchOptions(beam_size=beam_size, alpha=alpha)
         hidden = not (progress and sys.stderr.isatty())
@@ -214,8 +217,8 @@ class Translator:
           after_batch: called after each batch, and for blank lines, with a number of lines done.
 
         Raises:
-          UserError: more translations are wanted than the beam keeps, or prefixes of another number
-            than lines.
+          UserError: more translations are wanted than the beam keeps, prefixes of another number than
+            lines, or what is no list of str.
         """
         width = self._beam_size(options)
         if options.sampling is None and options.n_best > width:
@@ -266,7 +269,7 @@ class Translator:
           counts: is added to.
 
         Raises:
-          UserError: the numbers of lines differ.
+          UserError: the numbers of lines differ, or they are no lists of str.
         """
         pairs = encode_pairs(self.vocabulary, sources, targets, self.max_length, counts)
         options = SearchOptions(alpha=alpha, scores=True, alignments=alignments)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.model import on_mesh
+from transformer_jax.model.decoding import join_heads, split_heads
 from transformer_jax.model.dropout import DropoutRng, evaluated
 from transformer_jax.model.layers import Dense
 
@@ -72,7 +73,7 @@ class MultiHeadAttention(nnx.Module):
             rng=rng,
             implementation=self.config.attention_implementation,
         )
-        return self.out(heads.reshape(*heads.shape[:2], -1))
+        return self.out(join_heads(heads))
 
     def _split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
-        return x.reshape(*x.shape[:2], self.config.num_heads, -1)
+        return split_heads(x, self.config.num_heads)

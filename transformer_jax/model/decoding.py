@@ -65,8 +65,8 @@ class Matrix:
                 both = self._product(jnp.concatenate([first, rest]), self.kernel)  # [2 B, W, OUT]
                 low = both[x.shape[0] :] + self._product(first, self.rest)
                 out = both[: x.shape[0]] + low / _PARTS
-            out = out * step * self.scale
-        return out if self.bias is None else out + self.bias
+            out = out * step * self.scale[None, None]
+        return out if self.bias is None else out + self.bias[None, None]
 
     def _product(self, x: Array, kernel: Array) -> Array:
         """In float32; of integers it is exact up to there."""
@@ -157,6 +157,16 @@ def search_weights(model: "Transformer", precision: str) -> SearchWeights:
     )
 
 
+def split_heads(x: Float[Array, "B T HK"], heads: int) -> Float[Array, "B T H K"]:
+    """The heads' columns, which stand together, on an axis of their own; of empty batches, too."""
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
+
+
+def join_heads(x: Float[Array, "B T H K"]) -> Float[Array, "B T HK"]:
+    """The inverse of `split_heads`."""
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
+
+
 def attend_in_source(
     attention: "MultiHeadAttention",
     weights: EncoderLayerWeights,
@@ -166,7 +176,7 @@ def attend_in_source(
     """Self-attention of the encoder."""
     heads, width = attention.config.num_heads, attention.config.num_heads * attention.config.d_k
     query, key, value = (
-        part.reshape(*x.shape[:2], heads, -1).astype(x.dtype)
+        split_heads(part, heads).astype(x.dtype)
         for part in jnp.split(weights.projections(x), [width, 2 * width], axis=-1)
     )
     out = on_mesh.attention(
@@ -180,7 +190,7 @@ def attend_in_source(
         rng=None,
         implementation=attention.config.attention_implementation,
     )
-    return weights.out(out.reshape(*x.shape[:2], -1))
+    return weights.out(join_heads(out))
 
 
 def feed_forward(
@@ -199,7 +209,7 @@ def keys_of_memory(
     """What a decoder layer looks at in the encoder's output: [B, H, S, K], [B, H, S, V]."""
     heads = attention.config.num_heads
     keys, values = (
-        part.reshape(*memory.shape[:2], heads, -1).astype(memory.dtype).swapaxes(1, 2)
+        split_heads(part, heads).astype(memory.dtype).swapaxes(1, 2)
         for part in jnp.split(weights.memory(memory), [heads * attention.config.d_k], axis=-1)
     )
     return keys, values
@@ -216,7 +226,7 @@ def attend_to_self(
     config = attention.config
     heads, d_k, dtype = config.num_heads, config.d_k, cache[0].dtype
     query, key, value = (
-        part.reshape(*x.shape[:2], heads, -1).astype(dtype)
+        split_heads(part, heads).astype(dtype)
         for part in jnp.split(weights.projections(x), [heads * d_k, 2 * heads * d_k], axis=-1)
     )
     keys, values = (
@@ -230,10 +240,10 @@ def attend_to_self(
     scores = jnp.einsum(
         "bwhk,bwhlk->bwhl", query * d_k**-0.5, keys, preferred_element_type=jnp.float32
     )
-    seen = jnp.arange(keys.shape[3]) <= position  # [L]
+    seen = (jnp.arange(keys.shape[3]) <= position)[None, None, None]  # [1, 1, 1, L]
     shares = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
     out = jnp.einsum("bwhl,bwhlv->bwhv", shares.astype(dtype), values)
-    return weights.self_out(out.reshape(*x.shape[:2], -1)), (keys, values)
+    return weights.self_out(join_heads(out)), (keys, values)
 
 
 def attend_to_source(
@@ -246,7 +256,7 @@ def attend_to_source(
     """Attention over the encoder's output: W queries, one set of keys and values a sentence."""
     config = attention.config
     keys, values = cross  # [B, H, S, K], [B, H, S, V]
-    query = weights.cross_query(x).reshape(*x.shape[:2], config.num_heads, -1)
+    query = split_heads(weights.cross_query(x), config.num_heads)
     query = (query * config.d_k**-0.5).astype(keys.dtype)
     hidden = jnp.where(source_segments > 0, 0.0, -1e30)[:, None, None]  # [B, 1, 1, S]
 
@@ -257,7 +267,7 @@ def attend_to_source(
     scores = _by_hypothesis("bhk,bhsk->bhs", query, keys, each)  # [B, W, H, S]
     shares = jax.nn.softmax(scores + hidden, axis=-1).astype(values.dtype)
     out = _by_hypothesis("bhs,bhsv->bhv", shares, values, each)  # [B, W, H, V]
-    return weights.cross_out(out.reshape(*x.shape[:2], -1))
+    return weights.cross_out(join_heads(out))
 
 
 def _by_hypothesis(

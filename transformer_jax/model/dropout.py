@@ -46,12 +46,17 @@ def fold_in(rng: DropoutRng | None, place: int | Integer[Array, ""]) -> DropoutR
     Raises:
       TypeError: it is something else, such as a `jax.random.key`.
     """
+    _check(rng)
+    return None if rng is None else rng.fold_in(place)
+
+
+def _check(rng: DropoutRng | None) -> None:
+    """Raises: TypeError, if it is something else. `fold_in` or `evaluated` is in every module's way."""
     if not isinstance(rng, DropoutRng | None):
         raise TypeError(
             f"rng is {type(rng).__name__}; it must be a DropoutRng, such as "
             "DropoutRng.of_step(seed, step, batch.rows), or None in evaluation"
         )
-    return None if rng is None else rng.fold_in(place)
 
 
 def dropout(
@@ -62,8 +67,9 @@ def dropout(
     deterministic: bool | None = None,
 ) -> Float[Array, "B T D"]:
     """Dropout in training; the identity in evaluation. `deterministic`: see `evaluated`."""
+    x = evaluated(x, rate, rng, deterministic)
     if rng is None or rate == 0.0:
-        return evaluated(x, rate, rng, deterministic)
+        return x
     return attention_kernels.dropout(x, rate=rate, seed=rng.seed, row_ids=rng.rows)
 
 
@@ -82,7 +88,9 @@ def evaluated(
 
     Raises:
       ValueError: see above.
+      TypeError: rng is something else.
     """
+    _check(rng)
     if rng is not None or rate == 0.0 or deterministic:
         return x
     if deterministic is False:

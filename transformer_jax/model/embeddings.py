@@ -18,7 +18,7 @@ def sinusoids(length: int, d_model: int) -> np.ndarray:
     positions = np.arange(length, dtype=np.float64)[:, None]
     angles = positions / 10_000.0 ** (np.arange(0, d_model, 2, dtype=np.float64) / d_model)
     table = np.stack([np.sin(angles), np.cos(angles)], axis=-1)  # [length, ceil(D / 2), 2]
-    return table.reshape(length, -1)[:, :d_model].astype(np.float32)
+    return table.reshape(length, 2 * table.shape[1])[:, :d_model].astype(np.float32)
 
 
 class Embedding(nnx.Module):
@@ -53,7 +53,7 @@ class Embedding(nnx.Module):
         table. By itself an index beyond the end would silently mean the last row.
         """
         if self.position_table is None:
-            table = jnp.asarray(sinusoids(longest, self.config.d_model), self.dtype)
+            table = jnp.asarray(sinusoids(max(longest, 1), self.config.d_model), self.dtype)
         else:
             table = self.position_table[...]
         return table.at[positions].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
@@ -69,4 +69,6 @@ class Embedding(nnx.Module):
             self.table[...].astype(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
-        return logits if self.bias is None else logits + self.bias[...].astype(jnp.float32)
+        if self.bias is None:
+            return logits
+        return logits + jnp.broadcast_to(self.bias[...].astype(jnp.float32), logits.shape)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of a layer beside attention: feed-forward (section 3.3), residual connection (3.1)."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -31,9 +32,10 @@ class Dense(nnx.Module):
         The gradient of W is a sum over tokens. Over one dimension that is a plain matrix product; over
         two (rows, positions) XLA transposes an operand first, a fifth of a base step on a CPU.
         """
-        tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        product = tokens @ self.kernel.astype(self.dtype) + self.bias.astype(self.dtype)
-        return product.reshape(*x.shape[:-1], -1)
+        dims, (d_in, d_out) = x.shape[:-1], self.kernel.shape
+        tokens = x.reshape(math.prod(dims), d_in).astype(self.dtype)
+        product = tokens @ self.kernel.astype(self.dtype) + self.bias.astype(self.dtype)[None]
+        return product.reshape(*dims, d_out)
 
 
 class FeedForward(nnx.Module):

@@ -306,7 +306,7 @@ class Transformer(nnx.Module):
         """The decoder's output at every target token, from the tokens to its left."""
         shifted = jnp.pad(self.embedding.embed(target.ids), ((0, 0), (1, 0), (0, 0)))[:, :-1]
         first = target.positions[..., None] == 0  # a sentence's first input is the same for all
-        start = self.embedding.start(shifted.dtype)
+        start = self.embedding.start(shifted.dtype)[None, None]
         x = self._with_positions(jnp.where(first, start, shifted), target.positions)
         x = self._dropout(x, fold_in(rng, 1))
         x = self.decoder(x, memory, target.segments, source_segments, rng=rng, remat=remat)
@@ -372,7 +372,7 @@ class Transformer(nnx.Module):
         """
         weights = weights or self.search_weights()
         x = self.embedding.embed(ids)
-        x = jnp.where(position == 0, self.embedding.start(x.dtype), x)
+        x = jnp.where(position == 0, self.embedding.start(x.dtype)[None, None], x)
         longest = cache[0][0].shape[3]
         x = self._with_positions(x, jnp.broadcast_to(position, ids.shape), longest)
         new_cache = []

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a layer in places where a stranger's program may put them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.conftest import random_batch
+from transformer_jax.config import ModelConfig
+from transformer_jax.data.batch import Batch, Tokens
+from transformer_jax.inference.beam_search import beam_search
+from transformer_jax.model import on_mesh
+from transformer_jax.model.embeddings import Embedding
+from transformer_jax.model.layers import Dense, FeedForward, Residual
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.training.loss import loss_sums
+
+FLOAT32 = jnp.dtype("float32")
+CONFIG = ModelConfig(
+    vocab_size=96, max_length=32, num_layers=1, d_model=12, d_ff=20, num_heads=2, d_k=6, d_v=4,
+    dropout=0.0, logits_bias=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", [(0,), (0, 5), (3, 0), ()])
+def test_the_parts_take_empty_batches(dims):
+    x = jnp.ones((*dims, 12))
+    dense = Dense(12, 7, FLOAT32, rngs=nnx.Rngs(0))
+    assert dense(x).shape == (*dims, 7)
+    grads = jax.grad(lambda x: dense(x).sum())(x)
+    assert grads.shape == x.shape
+    if len(dims) == 2:
+        feed_forward = FeedForward(CONFIG, FLOAT32, rngs=nnx.Rngs(0))
+        residual = Residual(CONFIG, FLOAT32, rngs=nnx.Rngs(0))
+        embedding = Embedding(CONFIG, FLOAT32, rngs=nnx.Rngs(0))
+        ids = jnp.zeros(dims, jnp.int32)
+        assert residual(x, feed_forward, None).shape == (*dims, 12)
+        assert embedding.embed(ids).shape == (*dims, 12)
+        assert embedding.encode_positions(ids, dims[1]).shape == (*dims, 12)
+        assert embedding.logits(x).shape == (*dims, 96)
+
+
+def plain_attention(query, key, value, *_, **__):
+    """In the place of the kernels, which have their own tests: every token sees all of them."""
+    weights = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", query, key), axis=-1)
+    return jnp.einsum("bhts,bshv->bthv", weights, value)
+
+
+def plain_layer_norm(x, residual, scale, bias, *, rate, eps, rng):
+    x = x + residual
+    normal = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + eps)
+    return normal * scale[None, None] + bias[None, None]
+
+
+def plain_cross_entropy(hidden, embedding, bias, labels, weights, **_):
+    logits = jnp.einsum("btd,vd->btv", hidden, embedding) + bias[None, None]
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+    return [(losses * weights).sum()] * 3
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    monkeypatch.setattr(on_mesh, "attention", plain_attention)
+    monkeypatch.setattr(on_mesh, "dropout_add_layer_norm", plain_layer_norm)
+    monkeypatch.setattr(on_mesh, "linear_cross_entropy", plain_cross_entropy)
+
+
+def search(model: Transformer, batch: Batch, width: int, precision: str | None = None):
+    weights = model.search_weights(precision)
+    rows = batch.rows.shape[0]
+    return beam_search(
+        lambda ids, position, cache, context: model.decode_step(
+            ids, position, cache, *context, weights
+        ),
+        model.empty_cache(rows, width, 4),
+        beam_size=width,
+        max_lengths=jnp.full(rows, 8),
+        length=8,
+        prefix=jnp.full((rows, 1), 5),
+        never=(0,),
+        context=(model.read_source(batch.source, weights), batch.source.segments),
+        cache_axis=3,
+    )
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"norm_position": "pre", "positions": "learned", "decoder_start": "pad"}],
+)
+def test_no_rank_and_no_dtype_is_promoted_in_silence(choices):
+    """`jax_numpy_rank_promotion="raise"`, with which other projects find their mistakes."""
+    config = ModelConfig(**{**vars(CONFIG), **choices})
+    model = Transformer(config, rngs=nnx.Rngs(0))
+    structure, params = nnx.split(model, nnx.Param)
+    batch = random_batch(0, rows=3, source_length=9, target_length=6)
+
+    def loss(params, remat):
+        model = nnx.merge(structure, params)
+        return loss_sums(model, batch, label_smoothing=0.1, remat=remat).loss
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        for remat in (False, True):
+            grads = jax.jit(jax.grad(loss), static_argnums=1)(params, remat)
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+        for width, precision in ((1, None), (3, None), (2, "int16"), (2, "bfloat16")):
+            assert search(model, batch, width, precision).ids.shape == (3, width, 8)
+        model(batch)
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("shape", [(0, 6), (2, 0)])
+def test_a_model_takes_an_empty_batch(shape):
+    model = Transformer(CONFIG, rngs=nnx.Rngs(0))
+    tokens = Tokens.of(jnp.zeros(shape, jnp.int32))
+    batch = Batch(tokens, tokens, jnp.arange(shape[0]))
+    assert model(batch).shape == (*shape, 96)
+    if shape[0] == 0:
+        for width in (1, 3):
+            assert search(model, batch, width).ids.shape == (0, width, 8)
