@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attention_kernels import mosaic_tiles
+from attention_kernels import mosaic_tiles, tiles
 from attention_kernels.backends import Device
 from attention_kernels.mosaic_tiles import LOG2_E, LOWEST, ROWS, Plan, run
 from attention_kernels.options import Inputs, Options
@@ -67,14 +67,10 @@ def backward(
     del device  # Hopper
     plan = _plan(inputs, options)
     per_row, (query, query_segments), of_keys = _lay_out(plan, inputs)
-    # The sum over keys of weight times its gradient (Dao et al. 2022, B.2), [B, H, T]; the log-sum-exp's
-    # own gradient is that of every score by its weight.
-    deltas = jnp.einsum("bthv,bthv->bht", out.astype(jnp.float32), d_out.astype(jnp.float32))
-    seen = lse > -jnp.inf  # the weights of queries that see nothing are 0 by the mask
-    lse, deltas = jnp.where(seen, lse * LOG2_E, 0.0), jnp.where(seen, deltas - d_lse, 0.0)
+    lse, deltas = tiles.of_queries(out, lse, d_out, d_lse)
     ends = ((0, 0), (0, 0), (0, query.shape[1] - lse.shape[2]))
     d_out = _pad(plan, d_out.astype(query.dtype))
-    of_queries = query, d_out, query_segments, jnp.pad(lse, ends), jnp.pad(deltas, ends)
+    of_queries = query, d_out, query_segments, jnp.pad(LOG2_E * lse, ends), jnp.pad(deltas, ends)
     # Each query head has a part of its key head's gradient.
     shape = (*of_keys[0].shape[:2], query.shape[2], plan.features)
     d_key, d_value = run(
@@ -121,18 +117,11 @@ def _lay_out(plan: Plan, inputs: Inputs) -> tuple[tuple[Any, ...], ...]:
     (words [B, H], offsets [B]), (query [B, T', H, F], its segments [B, T']), (key and value
     [B, S', G, F], their segments [B, S']).
     """
-    batch, queries, heads, _ = inputs.query.shape
-    words, offsets = inputs.words, inputs.query_offset
-    words = jnp.zeros((batch, heads), jnp.uint32) if words is None else words
-    offsets = jnp.zeros(batch, jnp.int32) if offsets is None else offsets
-    query_segments, key_segments = inputs.query_segments, inputs.key_segments
-    if query_segments is None or key_segments is None:
-        query_segments = jnp.ones((batch, queries), jnp.int32)
-        key_segments = jnp.ones((batch, inputs.key.shape[1]), jnp.int32)
+    *vectors, query_segments, key_segments, offsets, words = inputs.complete()
     # Padding among the queries is made another number than padding among the keys, which it meets not.
     padding = jnp.iinfo(jnp.int32).min
     query_segments = jnp.where(query_segments == 0, padding, query_segments)
-    query, key, value = (_pad(plan, of) for of in inputs[:3])
+    query, key, value = (_pad(plan, of) for of in vectors)
     of_queries = query, _pad(plan, query_segments, padding)
     return (words, offsets), of_queries, (key, value, _pad(plan, key_segments))
 

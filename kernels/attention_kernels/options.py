@@ -36,6 +36,18 @@ class Inputs(NamedTuple):
         ids = jnp.arange(self.query.shape[1], dtype=jnp.int32)[None]
         return ids if self.query_offset is None else self.query_offset[:, None] + ids
 
+    def complete(self) -> tuple[Array, ...]:
+        """All seven, with an array for whatever is None: one segment, no offset, any word."""
+        batch, queries, heads, _ = self.query.shape
+        query_segments, key_segments = self.query_segments, self.key_segments
+        offset, words = self.query_offset, self.words
+        if query_segments is None or key_segments is None:
+            query_segments = jnp.ones((batch, queries), jnp.int32)
+            key_segments = jnp.ones((batch, self.key.shape[1]), jnp.int32)
+        offset = jnp.zeros(batch, jnp.int32) if offset is None else offset
+        words = jnp.zeros((batch, heads), jnp.uint32) if words is None else words
+        return self.query, self.key, self.value, query_segments, key_segments, offset, words
+
 
 class Arguments(TypedDict, total=False):
     """The keyword arguments of `attention`, which says what they mean, for type checkers."""

@@ -98,11 +98,7 @@ def backward(
         padded = jnp.pad(of, ((0, 0), (0, 0), (0, queries - of.shape[2])))
         return padded.reshape(batch, groups, plan.heads, queries)
 
-    # The sum over keys of weight times its gradient (Dao et al. 2022, B.2); the log-sum-exp's own gradient
-    # is that of every score by its weight.
-    deltas = jnp.einsum("bthv,bthv->bht", out.astype(jnp.float32), d_out.astype(jnp.float32))
-    seen = lse > -jnp.inf  # the weights of queries that see nothing are 0 by the mask
-    lse, deltas = jnp.where(seen, lse, 0.0), jnp.where(seen, deltas - d_lse, 0.0)
+    lse, deltas = tiles.of_queries(out, lse, d_out, d_lse)
     d_out = _pad(d_out.astype(query.dtype), plan.queries, plan.v)
     arrays = (*arrays, rows(lse), rows(deltas), d_out)
     one_tile = keys == plan.keys
@@ -159,23 +155,17 @@ def _lay_out(plan: Plan, inputs: Inputs) -> tuple[jax.Array, ...]:
     words [B, groups, 1, heads], offsets [B, 1, 1], segments [B, 1, T'] and [B, S', 1],
     query [B, T', H K'], key [B, S', G K'], value [B, S', G V'].
     """
-    batch, queries, heads, _ = inputs.query.shape
+    batch, queries = inputs.query.shape[:2]
     keys = inputs.key.shape[1]
-    query_segments, key_segments = inputs.query_segments, inputs.key_segments
-    if query_segments is None or key_segments is None:
-        query_segments = jnp.ones((batch, queries), jnp.int32)
-        key_segments = jnp.ones((batch, keys), jnp.int32)
-    words, offsets = inputs.words, inputs.query_offset
-    words = jnp.zeros((batch, heads), jnp.uint32) if words is None else words
-    offsets = jnp.zeros(batch, jnp.int32) if offsets is None else offsets
+    query, key, value, query_segments, key_segments, offsets, words = inputs.complete()
     return (
         words.reshape(batch, -1, 1, plan.heads),
         offsets[:, None, None],
         jnp.pad(query_segments, ((0, 0), (0, -queries % plan.queries)))[:, None, :],
         jnp.pad(key_segments, ((0, 0), (0, -keys % plan.keys)))[:, :, None],
-        _pad(inputs.query, plan.queries, plan.k),
-        _pad(inputs.key, plan.keys, plan.k),
-        _pad(inputs.value, plan.keys, plan.v),
+        _pad(query, plan.queries, plan.k),
+        _pad(key, plan.keys, plan.k),
+        _pad(value, plan.keys, plan.v),
     )
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
 
 from attention_kernels.dropout import fold, keep_mask, keep_scale
 
@@ -47,6 +48,23 @@ class Plan:
     offset: bool  # the first query does not stand where the first key does
     rate: float  # of dropout
     precision: Any = None  # of matrix products, as `lax.dot_general` takes it
+
+
+def of_queries(
+    out: Float[Array, "B T H V"],
+    lse: Float[Array, "B H T"],
+    d_out: Float[Array, "B T H V"],
+    d_lse: Float[Array, "B H T"],
+) -> tuple[Float[Array, "B H T"], Float[Array, "B H T"]]:
+    """The two numbers of each query that the backward kernels take: log-sum-exp, and delta.
+
+    Delta is the sum over keys of weight times its gradient (Dao et al. 2022, B.2), less the log-sum-exp's own
+    gradient, which is that of every score by its weight. The weights of a query that sees nothing are 0 by
+    the mask; its numbers have only to be finite.
+    """
+    deltas = jnp.einsum("bthv,bthv->bht", out.astype(jnp.float32), d_out.astype(jnp.float32))
+    seen = lse > -jnp.inf
+    return jnp.where(seen, lse, 0.0), jnp.where(seen, deltas - d_lse, 0.0)
 
 
 def attention_forward(
