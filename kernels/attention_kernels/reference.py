@@ -32,7 +32,7 @@ def weights_and_lse(
     inputs: Inputs, causal: bool
 ) -> tuple[Float[Array, "B H T S"], Float[Array, "B H T"]]:
     """softmax(Q K^T), and the logarithm of its denominator; a query that sees no key has 0 and -inf."""
-    key = _for_every_query_head(inputs, inputs.key)
+    key = for_every_query_head(inputs, inputs.key)
     scores = jnp.einsum("bthk,bshk->bhts", inputs.query, key, precision="highest")
     mask = attention_mask(inputs, causal)
     if mask is not None:
@@ -55,10 +55,11 @@ def attention(
             entry_bits(inputs.words, inputs.query_ids(), inputs.key.shape[1]), options.dropout_rate
         )
         weights = jnp.where(keep, weights * keep_scale(options.dropout_rate), 0.0)
-    value = _for_every_query_head(inputs, inputs.value)
+    value = for_every_query_head(inputs, inputs.value)
     return jnp.einsum("bhts,bshv->bthv", weights, value, precision="highest"), lse
 
 
-def _for_every_query_head(inputs: Inputs, array: Float[Array, "B S G F"]):
+def for_every_query_head(inputs: Inputs, array: Float[Array, "B S G F"]):
     """[B, S, H, F]: query head h has key head h // (H / G)."""
-    return jnp.repeat(array, inputs.query.shape[2] // array.shape[2], axis=2)
+    sharing = inputs.query.shape[2] // array.shape[2]
+    return array if sharing == 1 else jnp.repeat(array, sharing, axis=2)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from attention_kernels.dropout import entry_bits, keep_mask, keep_scale
 from attention_kernels.options import Inputs, Options
-from attention_kernels.reference import attention_mask
+from attention_kernels.reference import attention_mask, for_every_query_head
 
 BLOCK = 256  # queries whose weights exist at once, in `attention_in_blocks`
 
@@ -17,28 +17,21 @@ def attention(
     inputs: Inputs, options: Options
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H T"] | None]:
     """Equation 1: products in the inputs' dtype, softmax in float32; the log-sum-exp if it is wanted."""
-    batch, queries, heads, k = inputs.query.shape
-    keys, groups = inputs.key.shape[1:3]
+    key, value = (for_every_query_head(inputs, of) for of in (inputs.key, inputs.value))
     wide = jnp.promote_types(inputs.query.dtype, jnp.float32)
-    # R query heads share a key head; the product's result is in the order of query heads.
-    query = inputs.query.reshape(batch, queries, groups, heads // groups, k)
-    scores = jnp.einsum("btgrk,bsgk->bgrts", query, inputs.key, preferred_element_type=wide)
-    scores = scores.reshape(batch, heads, queries, keys)
+    scores = jnp.einsum("bthk,bshk->bhts", inputs.query, key, preferred_element_type=wide)
     mask = attention_mask(inputs, options.causal)
     if mask is not None:
         # Finite, so that a query without keys gives no NaN; its weights are cleared below.
         scores = jnp.where(mask, scores, jnp.finfo(wide).min)
     weights = jax.nn.softmax(scores, axis=-1)
     if inputs.words is not None:
-        bits = entry_bits(inputs.words, inputs.query_ids(), keys)
+        bits = entry_bits(inputs.words, inputs.query_ids(), key.shape[1])
         scale = keep_scale(options.dropout_rate)
         weights = jnp.where(keep_mask(bits, options.dropout_rate), weights * scale, 0.0)
     if mask is not None:
         weights = jnp.where(mask, weights, 0.0)
-    weights = weights.astype(inputs.value.dtype)
-    weights = weights.reshape(batch, groups, heads // groups, queries, keys)
-    out = jnp.einsum("bgrts,bsgv->btgrv", weights, inputs.value)
-    out = out.reshape(batch, queries, heads, inputs.value.shape[3])
+    out = jnp.einsum("bhts,bshv->bthv", weights.astype(value.dtype), value)
     return out, _log_sum_exp(scores, mask) if options.lse else None
 
 
