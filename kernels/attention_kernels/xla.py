@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from attention_kernels.dropout import entry_bits, keep_mask, keep_scale
-from attention_kernels.options import Inputs, Options
+from attention_kernels.options import Inputs, Options, wide
 from attention_kernels.reference import attention_mask, for_every_query_head
 
 BLOCK = 256  # queries whose weights exist at once, in `attention_in_blocks`
@@ -18,12 +18,12 @@ def attention(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H T"] | None]:
     """Equation 1: products in the inputs' dtype, softmax in float32; the log-sum-exp if it is wanted."""
     key, value = (for_every_query_head(inputs, of) for of in (inputs.key, inputs.value))
-    wide = jnp.promote_types(inputs.query.dtype, jnp.float32)
-    scores = jnp.einsum("bthk,bshk->bhts", inputs.query, key, preferred_element_type=wide)
+    dtype = wide(inputs.query.dtype)
+    scores = jnp.einsum("bthk,bshk->bhts", inputs.query, key, preferred_element_type=dtype)
     mask = attention_mask(inputs, options.causal)
     if mask is not None:
         # Finite, so that a query without keys gives no NaN; its weights are cleared below.
-        scores = jnp.where(mask, scores, jnp.finfo(wide).min)
+        scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
     weights = jax.nn.softmax(scores, axis=-1)
     if inputs.words is not None:
         bits = entry_bits(inputs.words, inputs.query_ids(), key.shape[1])
@@ -52,7 +52,7 @@ def attention_in_blocks(
         return attention(inputs, options)
     dtype, number = inputs.query.dtype, -(-queries // BLOCK)
     # The gradients of keys and values are sums over the blocks: float32, whatever the inputs are.
-    keys_values = [of.astype(jnp.promote_types(dtype, jnp.float32)) for of in inputs[1:3]]
+    keys_values = [of.astype(wide(dtype)) for of in inputs[1:3]]
 
     def blocks(array):
         """[B, T, ...] -> [number, B, BLOCK, ...]; None stays."""

@@ -325,6 +325,8 @@ def test_strict_settings_of_jax(implementation):
         jax.numpy_dtype_promotion("strict"),
     ):
         found = value_and_gradients(implementation, arrays, **options)
+        half = [of.astype(jnp.bfloat16) for of in arrays[:3]]
+        assert value_and_gradients(implementation, (*half, *arrays[3:]))[0].dtype == jnp.bfloat16
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == jnp.float32
         np.testing.assert_allclose(one, other, atol=2e-6 * max(1, np.abs(other).max()))

@@ -11,7 +11,6 @@ from tests.conftest import random_batch
 from transformer_jax.config import ModelConfig
 from transformer_jax.data.batch import Batch, Tokens
 from transformer_jax.inference.beam_search import beam_search
-from transformer_jax.model import on_mesh
 from transformer_jax.model.embeddings import Embedding
 from transformer_jax.model.layers import Dense, FeedForward, Residual
 from transformer_jax.model.transformer import Transformer
@@ -42,31 +41,6 @@ def test_the_parts_take_empty_batches(dims):
         assert embedding.logits(x).shape == (*dims, 96)
 
 
-def plain_attention(query, key, value, *_, **__):
-    """In the place of the kernels, which have their own tests: every token sees all of them."""
-    weights = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", query, key), axis=-1)
-    return jnp.einsum("bhts,bshv->bthv", weights, value)
-
-
-def plain_layer_norm(x, residual, scale, bias, *, rate, eps, rng):
-    x = x + residual
-    normal = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + eps)
-    return normal * scale[None, None] + bias[None, None]
-
-
-def plain_cross_entropy(hidden, embedding, bias, labels, weights, **_):
-    logits = jnp.einsum("btd,vd->btv", hidden, embedding) + bias[None, None]
-    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-    return [(losses * weights).sum()] * 3
-
-
-@pytest.fixture
-def without_kernels(monkeypatch):
-    monkeypatch.setattr(on_mesh, "attention", plain_attention)
-    monkeypatch.setattr(on_mesh, "dropout_add_layer_norm", plain_layer_norm)
-    monkeypatch.setattr(on_mesh, "linear_cross_entropy", plain_cross_entropy)
-
-
 def search(model: Transformer, batch: Batch, width: int, precision: str | None = None):
     weights = model.search_weights(precision)
     rows = batch.rows.shape[0]
@@ -85,7 +59,6 @@ def search(model: Transformer, batch: Batch, width: int, precision: str | None =
     )
 
 
-@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize(
     "choices",
     [{}, {"norm_position": "pre", "positions": "learned", "decoder_start": "pad"}],
@@ -110,13 +83,17 @@ def test_no_rank_and_no_dtype_is_promoted_in_silence(choices):
         model(batch)
 
 
-@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("shape", [(0, 6), (2, 0)])
 def test_a_model_takes_an_empty_batch(shape):
     model = Transformer(CONFIG, rngs=nnx.Rngs(0))
     tokens = Tokens.of(jnp.zeros(shape, jnp.int32))
     batch = Batch(tokens, tokens, jnp.arange(shape[0]))
     assert model(batch).shape == (*shape, 96)
+    structure, params = nnx.split(model, nnx.Param)
+    loss, gradient = jax.value_and_grad(
+        lambda params: loss_sums(nnx.merge(structure, params), batch, label_smoothing=0.1).loss
+    )(params)
+    assert loss == 0.0 and all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
     if shape[0] == 0:
         for width in (1, 3):
             assert search(model, batch, width).ids.shape == (0, width, 8)
