@@ -84,6 +84,7 @@ def set_up() -> None:
     """Ask for no device and for no cloud's metadata; call it before JAX starts a backend."""
     jax.config.update("jax_platforms", "cpu")
     os.environ |= {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # processes that compile hold no TPU
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: the topology says what is compiled for
         "TPU_WORKER_HOSTNAMES": "localhost",
