@@ -56,7 +56,7 @@ SECONDS ?= 500
 bench-gpu: $(GPU_VENV)
 	PYTHONPATH=.:kernels $(GPU_PYTHON) -m experiments.benchmarks.gpu --seconds=$(SECONDS)
 
-# Compiles everything for an H200 and for TPUs, which need not be here; its environment is 5 GB.
+# Compiles for nine GPUs and six TPUs, which need not be here; its environment is 5 GB.
 .venv-aot/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-aot
 	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check \
