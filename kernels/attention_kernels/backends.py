@@ -106,8 +106,13 @@ def _vmem() -> int | None:
         return None
 
 
-def unsupported(of: Device) -> str | None:
-    """Why no kernel of `pallas_call` can serve this device, or None if they can."""
+SHARDED = "arrays that are sharded in explicit mode; the sharded functions of this package, or jax.shard_map, can"
+
+
+def unsupported(of: Device, *arrays: Any) -> str | None:
+    """Why no kernel of `pallas_call` can serve this device and arrays, or None if they can."""
+    if is_sharded(*arrays):
+        return SHARDED
     if of.platform not in ("cpu", "gpu", "tpu"):
         return f"a device of the platform {of.platform}"
     if of.platform == "gpu":
@@ -132,11 +137,30 @@ def on_platform(
     """`kernel` where the code is lowered for the platform that it was planned for, else `in_xla`.
 
     Where a computation will run is known only when it is lowered: on a host with a GPU it may be a CPU.
+    The derivative of either is XLA's, so that second derivatives, of a backward kernel, are there.
     """
-    if planned.platform == "cpu":  # interpreted, anywhere
-        return kernel(*arrays)
     names = {"gpu": ("cuda", "rocm")}.get(planned.platform, (planned.platform,))
-    return lax.platform_dependent(*arrays, default=in_xla, **dict.fromkeys(names, kernel))
+
+    @jax.custom_jvp
+    def function(*arrays: Any) -> T:
+        if planned.platform == "cpu":  # interpreted, anywhere
+            return kernel(*arrays)
+        return lax.platform_dependent(*arrays, default=in_xla, **dict.fromkeys(names, kernel))
+
+    @function.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        return jax.jvp(in_xla, primals, tangents)
+
+    return function(*arrays)
+
+
+def is_sharded(*arrays: Any) -> bool:
+    """Whether an array's type says how it is spread over a mesh, as in JAX's explicit mode."""
+    return any(
+        part is not None
+        for array in arrays
+        for part in getattr(getattr(jax.typeof(array), "sharding", None), "spec", ())
+    )
 
 
 def vary_together(arrays: T) -> T:

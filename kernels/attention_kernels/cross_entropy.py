@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from attention_kernels.backends import vary_together
+from attention_kernels.backends import is_sharded, vary_together
 from attention_kernels.dropout import check_rate
 from attention_kernels.options import check_floats, check_integers, wide
 
@@ -57,12 +57,18 @@ def linear_cross_entropy(
 
     Raises:
       TypeError, ValueError: the arguments do not fit each other.
+      NotImplementedError: the tokens are sharded in JAX's explicit mode.
     """
     check_floats({"x": x, "embedding": embedding}, rank=2)
     if x.shape[1] != embedding.shape[1] or embedding.shape[0] == 0:
         raise ValueError(
             "x [N, D] and embedding [VOCAB, D] need the same D and a word at least; they have shapes "
             f"{x.shape} and {embedding.shape}"
+        )
+    if is_sharded(x):
+        raise NotImplementedError(
+            "x is sharded in explicit mode; sharded_linear_cross_entropy, or jax.shard_map, gives each "
+            "device tokens of its own"
         )
     count, words = x.shape[0], embedding.shape[0]
     check_integers("labels", labels, (count,))
@@ -71,7 +77,7 @@ def linear_cross_entropy(
         if bias.shape != (words,):
             raise ValueError(f"bias has shape {bias.shape}; it must be ({words},)")
     if weights is None:
-        weights = jnp.ones(count, jnp.float32)
+        weights = jnp.ones_like(labels, jnp.float32)
     elif jnp.shape(weights) != (count,):
         raise ValueError(f"weights has shape {jnp.shape(weights)}; it must be ({count},)")
     if isinstance(chunk, jax.core.Tracer) or (chunk or 0) < 0:

@@ -99,7 +99,7 @@ def choose_layer_norm(residual: Any, rate: float) -> str:
 def _unsupported(residual, device) -> str | None:
     if wide(residual.dtype) == jnp.float64:
         return "float64"
-    return backends.unsupported(device)
+    return backends.unsupported(device, residual)
 
 
 def _check(x, residual, scale, bias) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attention_kernels import mosaic_tiles, tiles
+from attention_kernels import backends, mosaic_tiles, tiles
 from attention_kernels.backends import Device
 from attention_kernels.mosaic_tiles import LOG2_E, LOWEST, ROWS, Plan, run
 from attention_kernels.options import Inputs, Options
@@ -25,6 +25,8 @@ def unsupported(inputs: Inputs, device: Device) -> str | None:
     """Why these inputs cannot be served on this device, or None if they can."""
     if interpretation() is None and device.capability != (9, 0):
         return f"a device of kind {device.kind}: wgmma needs a GPU of compute capability 9.0"
+    if backends.is_sharded(*inputs[:3]):
+        return backends.SHARDED
     if inputs.query.dtype not in _DTYPES:
         return f"inputs of dtype {inputs.query.dtype}, which is not bfloat16 or float16"
     k, v = inputs.query.shape[3], inputs.value.shape[3]

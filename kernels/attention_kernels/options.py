@@ -4,7 +4,6 @@
 import dataclasses
 from typing import Any, NamedTuple, TypedDict
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -94,11 +93,12 @@ def make_inputs(
     dtypes = {query.dtype, key.dtype, value.dtype}
     dtype = query.dtype if len(dtypes) == 1 and not exact else wide(*dtypes)
     # Scaled before the product: once a query instead of once a score, and with a gradient for `scale`.
-    query = (query.astype(wide(dtype)) * scale).astype(dtype)
+    scale = jnp.asarray(scale, wide(dtype))
+    query = (jnp.asarray(query, wide(dtype)) * scale).astype(dtype)
     query_segments, key_segments = _both_segments(
         query_segments, key_segments, (batch, queries), (batch, key.shape[1])
     )
-    key, value = key.astype(dtype), value.astype(dtype)
+    key, value = jnp.asarray(key, dtype), jnp.asarray(value, dtype)
     return Inputs(query, key, value, query_segments, key_segments, query_offset)
 
 
@@ -166,7 +166,7 @@ def check_integers(name: str, array: Any, *shapes: tuple[int, ...], booleans: bo
         raise ValueError(f"{name} has shape {jnp.shape(array)}; it must be {allowed}")
 
 
-def _check_vectors(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
+def _check_vectors(query: Any, key: Any, value: Any) -> None:
     """[B, T, H, K], [B, S, G, K] and [B, S, G, V], where G divides H."""
     fit = {
         "the same batch": query.shape[0] == key.shape[0] == value.shape[0],

@@ -28,7 +28,7 @@ _DTYPES = {
 
 def unsupported(inputs: Inputs, device: Device) -> str | None:
     """Why these inputs cannot be served on this device, or None if they can."""
-    reason = backends.unsupported(device)
+    reason = backends.unsupported(device, *inputs[:3])
     if reason:
         return reason
     dtype, dtypes = inputs.query.dtype, _DTYPES[device.platform]

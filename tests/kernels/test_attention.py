@@ -266,6 +266,31 @@ def test_a_scale_may_be_learned(implementation):
     assert gradient == pytest.approx((exact(0.301) - exact(0.299)) / 0.002, abs=1e-4)
 
 
+@pytest.mark.parametrize("implementation", COMPILED)
+def test_second_derivatives(implementation):
+    """A product with the Hessian, by finite differences of the gradient."""
+    arrays = example(2, batch=1, heads=2)[:3]
+
+    def total(arrays):
+        out = attention_kernels.attention(
+            *arrays, causal=True, dropout_rate=0.2, dropout_seed=1, implementation=implementation
+        )
+        return jnp.sum(jnp.sin(out))
+
+    tangents = example(3, batch=1, heads=2)[:3]
+    found = jax.jit(lambda *of: jax.jvp(jax.grad(total), *of)[1])((arrays,), (tangents,))
+    step = 1e-2
+    ahead, behind = (
+        jax.jit(jax.grad(total))(
+            [a + sign * step * t for a, t in zip(arrays, tangents, strict=True)]
+        )
+        for sign in (1, -1)
+    )
+    for one, two, product in zip(ahead, behind, found, strict=True):
+        np.testing.assert_allclose(product, (one - two) / (2 * step), atol=2e-3)
+        assert np.abs(product).max() > 0.1
+
+
 def test_the_kernel_says_what_it_cannot_do():
     query, key, value, *_ = example(0)
     with jax.enable_x64(True):

@@ -161,3 +161,35 @@ def test_an_axis_that_the_mesh_has_not_is_an_error():
     x = random(0, 8, 5, 2, 4)
     with jax.set_mesh(MESH), pytest.raises(ValueError, match="no axis 'data'; it has rows, heads"):
         attention_kernels.sharded_attention(x, x, x, batch_axes=("data",), implementation="pallas")
+
+
+def test_arrays_that_are_sharded_in_explicit_mode():
+    """XLA takes them, kernels and the loss say what does, and the wrappers do."""
+    mesh = jax.make_mesh((4,), ("rows",), (AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x, tokens = (jax.device_put(random(0, *of), ROWS) for of in ((8, 5, 2, 4), (8, 5, 6)))
+        out = jax.jit(attention_kernels.attention)(x, x, x)
+        np.testing.assert_allclose(
+            out, attention_kernels.attention(*[jax.device_get(x)] * 3), atol=1e-6
+        )
+        with pytest.raises(NotImplementedError, match="sharded in explicit mode"):
+            attention_kernels.attention(x, x, x, implementation="pallas")
+        found = attention_kernels.sharded_attention(
+            x, x, x, batch_axes=("rows",), implementation="pallas"
+        )
+        np.testing.assert_allclose(found, out, atol=1e-6)
+        embedding, labels = random(1, 11, 6), jax.device_put(jnp.zeros((8, 5), jnp.int32), ROWS)
+        with pytest.raises(NotImplementedError, match="sharded_linear_cross_entropy"):
+            attention_kernels.linear_cross_entropy(tokens[:, 0], embedding, labels[:, 0])
+
+        def loss(tokens, embedding):
+            return attention_kernels.sharded_linear_cross_entropy(
+                tokens, embedding, labels, batch_axes=("rows",), chunk=4
+            ).loss
+
+        found = jax.jit(jax.value_and_grad(loss, (0, 1)))(tokens, embedding)
+    arrays = jax.device_get((tokens.reshape(40, 6), embedding))
+    expected = jax.value_and_grad(
+        lambda x, e: attention_kernels.linear_cross_entropy(x, e, np.zeros(40, int)).loss, (0, 1)
+    )(*arrays)
+    assert_same((found[0], found[1][1]), (expected[0], expected[1][1]))
