@@ -61,21 +61,21 @@ def sharded_attention(
     heads = heads_axis if split else None
     if rest.get("dropout_seed") is not None:
         rest["dropout_seed"] = as_seed(rest["dropout_seed"], "dropout_seed")
-        if rest.get("row_ids") is None:
-            rest["row_ids"] = jnp.arange(query.shape[0], dtype=jnp.int32)
     head_offset = rest.pop("head_offset", 0)
-    arrays = {name: rest.pop(name) for name in [*rest] if isinstance(rest[name], jax.Array)}
+    arrays = {name: rest.pop(name) for name in [*rest] if hasattr(rest[name], "dtype")}
+    rest.pop("row_ids", None)
 
-    rows, whole = PartitionSpec(_of(batch_axes, sizes)), PartitionSpec()
-    vectors = PartitionSpec(_of(batch_axes, sizes), None, heads)
+    axes = _of(batch_axes, sizes)
+    rows, whole, vectors = PartitionSpec(axes), PartitionSpec(), PartitionSpec(axes, None, heads)
     specs = {
-        name: rows if name in _PER_ROW or (name == "query_offset" and of.ndim) else whole
+        name: rows if name in _PER_ROW or (name == "query_offset" and jnp.ndim(of)) else whole
         for name, of in arrays.items()
     }
 
     def per_device(vectors: Any, arrays: Any) -> Any:
         first = jax.lax.axis_index(heads) * vectors[0].shape[2] if heads else 0
         query, key, value = vectors
+        arrays = {"row_ids": _row_ids(query.shape[0], axes), **arrays}
         return attention(query, key, value, head_offset=head_offset + first, **arrays, **rest)
 
     return jax.shard_map(
@@ -114,14 +114,15 @@ def sharded_dropout_add_layer_norm(
             x, residual, scale, bias, seed=seed, row_ids=row_ids, **options
         )
     seed = None if seed is None else as_seed(seed)
-    row_ids = jnp.arange(x.shape[0], dtype=jnp.int32) if row_ids is None else row_ids
+    axes = _of(batch_axes, sizes)
 
     def per_device(x, residual, scale, bias, seed, row_ids):
+        row_ids = _row_ids(x.shape[0], axes) if row_ids is None else row_ids
         return dropout_add_layer_norm(
             x, residual, scale, bias, seed=seed, row_ids=row_ids, **options
         )
 
-    rows, whole = PartitionSpec(_of(batch_axes, sizes)), PartitionSpec()
+    rows, whole = PartitionSpec(axes), PartitionSpec()
     return jax.shard_map(
         per_device, in_specs=(rows, rows, whole, whole, whole, rows), out_specs=rows
     )(x, residual, scale, bias, seed, row_ids)
@@ -149,7 +150,6 @@ def sharded_linear_cross_entropy(
       ValueError: the mesh has no such axis; and what `linear_cross_entropy` raises.
     """
     sizes = free_axes(*batch_axes, positions_axis)
-    weights = jnp.ones(labels.shape, jnp.float32) if weights is None else weights
     ways = sizes.get(positions_axis or "", 1)
     own_axis = positions_axis if ways > 1 and labels.shape[1] % ways == 0 else None
     axes = (*_of(batch_axes, sizes), *([own_axis] if own_axis else []))
@@ -158,10 +158,10 @@ def sharded_linear_cross_entropy(
         sums = linear_cross_entropy(
             x.reshape(labels.size, x.shape[-1]),
             embedding,
-            labels.reshape(-1),
+            labels.reshape(labels.size),
             bias=bias,
             label_smoothing=label_smoothing,
-            weights=weights.reshape(-1),
+            weights=None if weights is None else weights.reshape(labels.size),
             chunk=chunk,
         )
         return jax.lax.psum(sums, axes) if axes else sums
@@ -194,6 +194,12 @@ def free_axes(*names: str | None) -> dict[str, int]:
     return {
         name: size for name, (size, kind) in free.items() if kind != AxisType.Manual and size > 1
     }
+
+
+def _row_ids(rows: int, axes: tuple[str, ...]) -> Int[Array, "{rows}"]:
+    """The numbers of a device's rows in the whole batch."""
+    first = jax.lax.axis_index(axes) * rows if axes else 0
+    return first + jnp.arange(rows, dtype=jnp.int32)
 
 
 def _of(axes: Sequence[str], sizes: dict[str, int]) -> tuple[str, ...]:
