@@ -16,7 +16,7 @@ demo: .venv/.made
 	$(BIN)/python -m transformer_jax.main --config=configs/demo.py --workdir=runs/demo
 
 test: .venv/.made
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu'
 
 test-slow: .venv/.made
 	$(BIN)/python -m pytest -m 'slow and not gpu'

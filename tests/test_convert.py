@@ -64,15 +64,15 @@ def test_what_is_wrong_is_one_line(imported, flags, message):
 def finetuning(imported, tmp_path):
     """A config that names the imported run, and another architecture, which must not matter."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 60), ("validation", 4), ("test", 4)):
-        numbers = rng.integers(0, 200, (count, 5))
-        for lang, words in (("eng", SOURCE), ("deu", TARGET)):
-            lines = [" ".join(words[number] for number in row) for row in numbers]
-            (tmp_path / f"{split}.{lang}").write_text("\n".join(lines) + "\n")
+    numbers = rng.integers(0, 200, (60, 5))
+    for lang, words in (("eng", SOURCE), ("deu", TARGET)):
+        lines = [" ".join(words[number] for number in row) for row in numbers]
+        (tmp_path / f"train.{lang}").write_text("\n".join(lines) + "\n")
     config = default_config()
     config.data.path = str(tmp_path / "{split}.{lang}")
     config.data.source_lang, config.data.target_lang = "eng", "deu"
     config.data.batch_tokens = 512
+    config.data.splits = {"train": "train", "validation": "", "test": ""}
     config.train.num_steps = config.train.log_every = config.train.eval_every = 2
     config.train.checkpoint_every = config.train.keep = 2
     config.train.init_from = str(imported)

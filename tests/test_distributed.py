@@ -41,9 +41,9 @@ def sentences(folder: Path):
             (folder / f"{split}.{language}").write_text(text, encoding="utf-8")
     config = calm(tiny(str(folder / "{split}.{lang}")))
     config.data.vocab_size = 200
-    config.data.max_length = 64
-    config.data.batch_tokens = 1024
-    config.train.eval_every = 4
+    config.data.max_length = 32
+    config.data.batch_tokens = 512
+    config.train.eval_every = 6
     config.decode.extra_length = 5
     return config
 
@@ -69,9 +69,10 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_two_processes_train_what_one_does(tmp_path):
+    """Of two devices each; the next one has eight."""
     config = sentences(tmp_path / "corpus")
-    processes.run(config, tmp_path / "one")
-    first, second = processes.run(config, tmp_path / "two", processes=2)
+    processes.run(config, tmp_path / "one", devices=4)
+    first, second = processes.run(config, tmp_path / "two", processes=2, devices=4)
     assert_same_run(tmp_path / "one", tmp_path / "two")
     for name in ("eval/perplexity", "eval/bleu", "test/bleu", "train/real_positions"):
         found, expected = (metrics(tmp_path / run, name) for run in ("two", "one"))
@@ -86,7 +87,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "tensor=8"])
 def test_two_processes_train_what_one_does_on_multi30k(multi30k, tmp_path, mesh):
-    config = small(tiny(str(multi30k / "{split}.{lang}")))
+    config = calm(tiny(str(multi30k / "{split}.{lang}")))
     config.data.splits = {"train": "train", "validation": "val", "test": ""}
     config.data.vocab_size = 2000
     config.data.batch_tokens = 2048
@@ -187,7 +188,10 @@ def test_processes_of_different_configs_are_refused(words, tmp_path):
     assert "process 1 has another config than process 0" in errors.splitlines()[-1]
 
 
-@pytest.mark.parametrize("flags", [["--coordinator=localhost:1"], ["--process_id=0"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--coordinator=localhost:1"], pytest.param(["--process_id=0"], marks=pytest.mark.slow)],
+)
 def test_flags_that_belong_together(words, tmp_path, flags):
     ((code, errors),) = processes.finish(processes.launch(words, tmp_path / "run", *flags))
     assert code == 2

@@ -85,6 +85,7 @@ def test_devices_that_share_a_batch_exchange_weights_and_one_gradient(small_conf
 
 def test_devices_that_share_the_heads_add_up_activations(small_config):
     """As Megatron-LM's layers do, but that XLA adds up one by one what queries, keys and values send back."""
+    small_config.model.num_layers = 2
     run = resolve(small_config)
     rows, length = 64, 32
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
@@ -118,6 +119,7 @@ def test_main_makes_no_folder_in_a_dry_run_and_replays_a_step(tmp_path):
     config.train.num_steps = 6
     config.train.checkpoint_every = 3
     config.train.log_every = 1
+    config.data.splits = {"train": "train", "validation": "", "test": ""}
     workdir = tmp_path / "run"
 
     def main(*flags: str) -> subprocess.CompletedProcess:

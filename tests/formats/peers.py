@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MarianMTModel folders with random weights and a real vocabulary, for tests beside Hugging Face."""
+"""MarianMTModel folders with random weights and a real vocabulary, for tests beside Hugging Face.
 
+And what both make of a line: `their_tokens` needs PyTorch and transformers, `our_tokens` neither.
+"""
+
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from transformer_jax.data.batch import EOS
 from transformer_jax.data.vocabulary import train_vocabulary
 from transformer_jax.formats import safetensors
+from transformer_jax.inference.translator import Translator
+
+EXTRA = 6  # a translation has at most the source's tokens and so many more
 
 
 def _words(syllables: str, seed: int) -> list[str]:
@@ -30,10 +39,13 @@ def sentences(count: int, seed: int = 0, words: list[str] = SOURCE) -> list[str]
     return list(lines)
 
 
-def write_vocabulary(folder: Path) -> int:
-    """source.spm, target.spm and vocab.json as Opus-MT has them; returns the number of pieces."""
+def write_vocabulary(folder: Path, sizes: tuple[int, int] = (150, 180)) -> int:
+    """source.spm, target.spm and vocab.json as Opus-MT has them; returns the number of pieces.
+
+    `sizes`: how many pieces each side has.
+    """
     pieces: dict[str, None] = {}
-    for name, words, size in (("source", SOURCE, 150), ("target", TARGET, 180)):
+    for name, words, size in zip(("source", "target"), (SOURCE, TARGET), sizes, strict=True):
         vocabulary = train_vocabulary(
             sentences(500, words=words), size=size, kind="bpe", path=folder / f"{name}.spm"
         )
@@ -142,3 +154,49 @@ def write_folder(
     arrays = random_arrays(described, seed, start=start, eos=eos)
     safetensors.write(folder / "model.safetensors", arrays, {"format": "pt"})
     return described
+
+
+def their_tokens(model: Any, tokenizer: Any, lines: list[str], beams: int) -> list[list[int]]:
+    """The tokens that `generate` makes of each line, up to EOS, at most as many as we allow."""
+    import torch  # here: most of who imports this module has none
+
+    outputs: dict[str, list[int]] = {}
+    by_length: dict[int, list[str]] = {}
+    for line in lines:
+        by_length.setdefault(len(tokenizer(line).input_ids), []).append(line)
+    # It would make EOS certain at the limit, and so change which hypothesis of a beam is the best.
+    model.generation_config.forced_eos_token_id = None
+    for length, members in by_length.items():
+        limit = length + EXTRA
+
+        def only_eos_at_the_limit(ids, scores, limit=limit):
+            # As ours: EOS keeps its probability there.
+            if ids.shape[1] == limit:
+                scores[:, 1:] = -torch.inf
+            return scores
+
+        with torch.no_grad():
+            rows = model.generate(
+                **tokenizer(members, return_tensors="pt"),
+                max_length=limit + 1,  # with the token that the decoder starts from
+                num_beams=beams,
+                do_sample=False,
+                length_penalty=0.0,
+                logits_processor=[only_eos_at_the_limit],
+            ).tolist()
+        for line, ids in zip(members, rows, strict=True):
+            outputs[line] = ids[1 : ids.index(0)]
+    return [outputs[line] for line in lines]
+
+
+def our_tokens(translator: Translator, lines: list[str], beam_size: int) -> list[list[int]]:
+    """The same of our search, in the ids of vocab.json."""
+    vocabulary = copy.copy(translator.vocabulary)
+    vocabulary.decode = lambda rows: [" ".join(map(str, row)) for row in rows]
+    spoken = copy.copy(translator)
+    spoken.vocabulary = vocabulary
+    outputs = []
+    for text in spoken.translate(lines, beam_size=beam_size, alpha=0.0):
+        ids = [int(token) for token in text.split()]
+        outputs.append(vocabulary.marian_ids[ids[: ids.index(EOS)]].tolist())
+    return outputs

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Beside Hugging Face's MarianMTModel: the same logits, and the same tokens of greedy and beam search."""
 
-import copy
 import dataclasses
 from pathlib import Path
 
@@ -11,16 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.formats.peers import sentences, write_folder
-from transformer_jax.data.batch import EOS, Batch
+from tests.formats.peers import EXTRA, our_tokens, sentences, their_tokens, write_folder
+from transformer_jax.data.batch import Batch
 from transformer_jax.formats import marian
 from transformer_jax.inference.padding import pad
 from transformer_jax.inference.translator import Translator
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-EXTRA = 6  # a translation has at most the source's tokens and so many more
 
 # `generate` lets a hypothesis end only where </s> is among the W best of its 2W candidates; ours, as
 # the authors' code, where it is among all of them, which can find a better one. With eos=-8 the
@@ -69,50 +66,6 @@ def load(folder: Path):
     return model.eval(), transformers.MarianTokenizer.from_pretrained(folder)
 
 
-def theirs(model, tokenizer, lines: list[str], beams: int) -> list[list[int]]:
-    """The tokens that `generate` makes of each line, up to EOS, at most as many as we allow."""
-    outputs: dict[str, list[int]] = {}
-    by_length: dict[int, list[str]] = {}
-    for line in lines:
-        by_length.setdefault(len(tokenizer(line).input_ids), []).append(line)
-    # It would make EOS certain at the limit, and so change which hypothesis of a beam is the best.
-    model.generation_config.forced_eos_token_id = None
-    for length, members in by_length.items():
-        limit = length + EXTRA
-
-        def only_eos_at_the_limit(ids, scores, limit=limit):
-            # As ours: EOS keeps its probability there.
-            if ids.shape[1] == limit:
-                scores[:, 1:] = -torch.inf
-            return scores
-
-        with torch.no_grad():
-            rows = model.generate(
-                **tokenizer(members, return_tensors="pt"),
-                max_length=limit + 1,  # with the token that the decoder starts from
-                num_beams=beams,
-                do_sample=False,
-                length_penalty=0.0,
-                logits_processor=[only_eos_at_the_limit],
-            ).tolist()
-        for line, ids in zip(members, rows, strict=True):
-            outputs[line] = ids[1 : ids.index(0)]
-    return [outputs[line] for line in lines]
-
-
-def ours(translator: Translator, lines: list[str], beam_size: int) -> list[list[int]]:
-    """The same of our search, in the ids of vocab.json."""
-    vocabulary = copy.copy(translator.vocabulary)
-    vocabulary.decode = lambda rows: [" ".join(map(str, row)) for row in rows]
-    spoken = copy.copy(translator)
-    spoken.vocabulary = vocabulary
-    outputs = []
-    for text in spoken.translate(lines, beam_size=beam_size, alpha=0.0):
-        ids = [int(token) for token in text.split()]
-        outputs.append(vocabulary.marian_ids[ids[: ids.index(EOS)]].tolist())
-    return outputs
-
-
 def test_logits_agree_to_a_ten_thousandth(folder, workdir, exported):
     translator = Translator.from_workdir(workdir)
     vocabulary, places = translator.vocabulary, np.argsort(translator.vocabulary.marian_ids)
@@ -138,9 +91,9 @@ def test_the_same_tokens_of_200_sentences(folder, workdir, exported, beams):
     lines = sentences(200)
     translator = Translator.from_workdir(workdir)
     translator.decode = dataclasses.replace(translator.decode, extra_length=EXTRA)
-    got = ours(translator, lines, beams)
+    got = our_tokens(translator, lines, beams)
     assert len(set(map(tuple, got))) > 50  # else the sentences would not tell models apart
     for place in (folder, exported):
-        expected = theirs(*load(place), lines, beams)
+        expected = their_tokens(*load(place), lines, beams)
         differing = [index for index in range(200) if got[index] != expected[index]]
         assert not differing, [(lines[i], got[i], expected[i]) for i in differing[:3]]

@@ -38,7 +38,7 @@ def models(vocabulary):
     """Two models of one vocabulary and different sizes, the second with positions that are learned."""
     return [
         tiny_model(vocabulary),
-        tiny_model(vocabulary, 1, num_layers=3, d_ff=12, positions="learned"),
+        tiny_model(vocabulary, 1, num_layers=1, d_ff=12, positions="learned"),
     ]
 
 

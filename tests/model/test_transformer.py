@@ -58,6 +58,14 @@ def one_sentence(ids) -> Tokens:
     return Tokens(ids, jnp.ones_like(ids), jnp.arange(ids.shape[1])[None])
 
 
+def packed(seed: int, size: int) -> Tokens:
+    """Two rows of three sentences of `size` tokens, then padding."""
+    ids = np.random.default_rng(seed).integers(1, 96, (2, 17)).astype(np.int32)
+    places = np.broadcast_to(np.arange(17, dtype=np.int32), ids.shape)
+    real = places < 3 * size
+    return Tokens(*(jnp.asarray(of * real) for of in (ids, places // size + 1, places % size)))
+
+
 def replaced(tokens: Tokens, place: int, token: int) -> Tokens:
     return dataclasses.replace(tokens, ids=tokens.ids.at[0, place].set(token))
 
@@ -82,7 +90,7 @@ def test_a_target_token_changes_only_what_is_to_its_right(model):
 
 
 def test_every_source_token_reaches_every_target_token(model):
-    source, target = one_sentence([5, 6, 7, 1]), one_sentence([8, 9, 10, 1])
+    source, target = one_sentence([5, 6, 7, 1]), one_sentence([8, 9, 10, 11, 1])
     rows = jnp.zeros(1, jnp.int32)
     before = model.forward(Batch(source, target, rows))[0]
     for place in range(4):
@@ -92,7 +100,7 @@ def test_every_source_token_reaches_every_target_token(model):
 
 def test_packed_sentences_are_strangers(model):
     """A row of several sentences gives the logits of each sentence alone."""
-    batch = random_batch(3, rows=2)
+    batch = Batch(packed(3, 4), packed(4, 5), jnp.arange(2, dtype=jnp.int32))
     together = model.forward(batch)
     for row, segment in ((0, 1), (0, 2), (1, 3)):
         sides = []

@@ -35,6 +35,7 @@ MESHES = {
     "fsdp=8": mesh_of(fsdp=8),
     "data=2,fsdp=2,tensor=2": mesh_of(2, 2, 2),
 }
+ALL_AXES = [*MESHES][-1]
 
 
 def noisy(path: str, splits: dict[str, str], vocab_size: int) -> Config:
@@ -111,7 +112,10 @@ def assert_same(found: tuple[list[float], TrainState], expected: tuple[list[floa
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh",
+    [*(pytest.param(of, marks=pytest.mark.slow) for of in MESHES if of != ALL_AXES), ALL_AXES],
+)
 def test_every_mesh_trains_what_one_device_does(sentences, one_device, mesh):
     assert_same(sentences.train(MESHES[mesh]), one_device)
 
