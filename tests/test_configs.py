@@ -7,11 +7,13 @@ import json
 import re
 from pathlib import Path
 
+import attention_kernels
 import numpy as np
 import pytest
 
 from tests.conftest import random_batch
 from transformer_jax.config import (
+    ATTENTION_IMPLEMENTATIONS,
     Config,
     ConfigError,
     DataConfig,
@@ -165,6 +167,13 @@ def test_a_value_of_another_type_is_refused(make, message):
 def test_a_whole_number_is_a_number():
     assert isinstance(ModelConfig(dropout=0).dropout, float)
     assert OptimizerConfig(beta1=0) == OptimizerConfig(beta1=0.0)
+    numpys = ModelConfig(d_model=np.int64(64), dropout=np.float32(0.5))
+    assert (type(numpys.d_model), type(numpys.dropout)) == (int, float)
+    assert numpys == ModelConfig(d_model=64, dropout=0.5)
+
+
+def test_the_implementations_of_attention_are_those_of_the_kernels():
+    assert ATTENTION_IMPLEMENTATIONS == attention_kernels.IMPLEMENTATIONS
 
 
 def test_every_field_of_a_number_or_a_choice_has_a_rule():

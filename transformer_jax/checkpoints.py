@@ -198,6 +198,7 @@ class _Preserved(preservation_policy.PreservationPolicy):
 def load_model(workdir: str | Path, which: str | int = "latest") -> tuple[Config, Transformer, int]:
     """A run's config, its model with the weights of a checkpoint, and the checkpoint's step.
 
+    The model's attention is the best one here, whatever it was trained with, maybe on another device.
     `which`: "latest", "best" (by validation BLEU), "average" or a step.
 
     Raises:
@@ -205,7 +206,8 @@ def load_model(workdir: str | Path, which: str | int = "latest") -> tuple[Config
     """
     config = load_config(workdir)
     step, params = load_params(workdir, which)
-    return config, nnx.merge(model_structure(config.model), params), step
+    here = dataclasses.replace(config.model, attention_implementation="auto")
+    return config, nnx.merge(model_structure(here), params), step
 
 
 def load_config(workdir: str | Path) -> Config:

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import json
 import math
+import numbers
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -84,8 +85,9 @@ def _of_type(expected: Any, value: Any, name: str) -> Any:
         return {str(key): str(entry) for key, entry in value.items()}
     if isinstance(value, expected) and (expected is bool or not isinstance(value, bool)):
         return value
-    if expected is float and type(value) is int:
-        return float(value)
+    numbers_of = {int: numbers.Integral, float: numbers.Real}.get(expected)  # NumPy's, too
+    if numbers_of and isinstance(value, numbers_of) and not isinstance(value, bool):
+        return expected(value)
     raise ConfigError(
         f"{name}={value!r} is of type {type(value).__name__}; "
         f"it must be of type {expected.__name__}"

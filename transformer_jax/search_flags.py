@@ -25,5 +25,5 @@ PRECISION = flags.DEFINE_enum(
     "What a search multiplies. int8: 8 bits a weight, and a scale for every output; int16: twice 8 "
     "bits, nearly as exact as float32. On CPUs that multiply bytes by hardware (VNNI, AMX) they make a "
     "model of base's size faster, 2.5 and 1.5 times, and a small one slower. By default what the run's "
-    "config.model.dtype means here: float32 on a CPU, on accelerators bfloat16.",
+    "config.model.dtype means here: bfloat16 where the device multiplies it, else float32.",
 )

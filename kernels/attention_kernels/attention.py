@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from attention_kernels import backends, reference, xla
 from attention_kernels.backends import Device
-from attention_kernels.dropout import check_rate
+from attention_kernels.checks import check_rate, check_static
 from attention_kernels.options import Arguments, Inputs, Options, dropout_words, make_inputs
 
 IN_XLA = {
@@ -108,7 +108,8 @@ def attention(
         raise ValueError(
             f"implementation={implementation!r}; known are {', '.join(IMPLEMENTATIONS)} and None"
         )
-    options = Options(bool(causal), check_rate(dropout_rate, "dropout_rate"), return_lse)
+    check_static(causal, "causal")
+    options = Options(bool(causal), check_rate(dropout_rate, "dropout_rate"), bool(return_lse))
     inputs = make_inputs(
         query,
         key,
@@ -153,6 +154,8 @@ def attention_weights(
         scale=scale,
         exact=True,
     )
+    if key.shape[1] == 0:
+        return jnp.zeros((query.shape[0], query.shape[2], query.shape[1], 0), inputs.query.dtype)
     return reference.weights_and_lse(inputs, causal)[0]
 
 

@@ -98,10 +98,8 @@ def _vmem() -> int | None:
     # Imported here: a jax for one kind of device need not have the other's modules.
     from jax.experimental.pallas import tpu
 
-    try:
-        return (
-            tpu.get_tpu_info().vmem_capacity_bytes
-        )  # of the mesh in use, or of the default device
+    try:  # of the mesh in use, or of the default device
+        return tpu.get_tpu_info().vmem_capacity_bytes
     except ValueError:  # a kind that this version of JAX does not know
         return None
 
@@ -113,6 +111,8 @@ def unsupported(of: Device, *arrays: Any) -> str | None:
     """Why no kernel of `pallas_call` can serve this device and arrays, or None if they can."""
     if is_sharded(*arrays):
         return SHARDED
+    if not all(isinstance(size, int) for array in arrays for size in array.shape):
+        return "shapes that are not known when compiling, as in jax.export"
     if of.platform not in ("cpu", "gpu", "tpu"):
         return f"a device of the platform {of.platform}"
     if of.platform == "gpu":
@@ -139,13 +139,13 @@ def on_platform(
     Where a computation will run is known only when it is lowered: on a host with a GPU it may be a CPU.
     The derivative of either is XLA's, so that second derivatives, of a backward kernel, are there.
     """
-    names = {"gpu": ("cuda", "rocm")}.get(planned.platform, (planned.platform,))
+    name = {"gpu": "cuda"}.get(planned.platform, planned.platform)
 
     @jax.custom_jvp
     def function(*arrays: Any) -> T:
         if planned.platform == "cpu":  # interpreted, anywhere
             return kernel(*arrays)
-        return lax.platform_dependent(*arrays, default=in_xla, **dict.fromkeys(names, kernel))
+        return lax.platform_dependent(*arrays, default=in_xla, **{name: kernel})
 
     @function.defjvp
     def _(primals: Any, tangents: Any) -> Any:
@@ -243,9 +243,8 @@ def pallas_call(
         ),
         name=_name(kernel),
     )
-    with jax.enable_x64(
-        False
-    ):  # a TPU has no words of 64 bits for a kernel's indices and constants
+    # A TPU has no words of 64 bits for a kernel's indices and constants.
+    with jax.enable_x64(False):
         return call(*arrays)
 
 

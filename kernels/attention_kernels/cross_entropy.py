@@ -7,6 +7,7 @@ in the forward pass, where the logits are at hand: three matrix products in all,
 """
 
 import functools
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from attention_kernels.backends import is_sharded, vary_together
-from attention_kernels.dropout import check_rate
-from attention_kernels.options import check_floats, check_integers, wide
+from attention_kernels.checks import check_floats, check_integers, check_rate
+from attention_kernels.options import wide
 
 Scalar = Float[Array, ""]
 
@@ -80,10 +81,10 @@ def linear_cross_entropy(
         weights = jnp.ones_like(labels, jnp.float32)
     elif jnp.shape(weights) != (count,):
         raise ValueError(f"weights has shape {jnp.shape(weights)}; it must be ({count},)")
-    if isinstance(chunk, jax.core.Tracer) or (chunk or 0) < 0:
+    if not isinstance(chunk, numbers.Integral | None) or int(chunk or 0) < 0:
         raise ValueError(f"chunk={chunk}; it must be a number of tokens, or 0 for all of them")
     smoothing = check_rate(label_smoothing, "label_smoothing")
-    chunk = max(1, min(chunk or count, count))
+    chunk = max(1, min(int(chunk or count), count))
     padding = -count % chunk
     x = jnp.pad(x, ((0, padding), (0, 0)))
     labels, weights = (
@@ -180,9 +181,9 @@ def _one_chunk(embedding, bias, smoothing, x, weights, labels):
 
     is_label = jnp.arange(words, dtype=jnp.int32)[None] == labels[:, None]
     target = jnp.where(is_label, 1 - smoothing, 0.0) + smoothing / words
-    factor = jnp.where(is_word | ~counts, weights, jnp.nan)
+    factor = jnp.where(is_word, weights, jnp.nan)
     d_logits = factor[:, None] * (exponentials / total - target)
-    return CrossEntropySums(loss, nll, correct), d_logits
+    return CrossEntropySums(loss, nll, correct), jnp.where(counts[:, None], d_logits, 0.0)
 
 
 def _add(sums, weights, tokens):

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray, UInt32
 
+from attention_kernels.checks import check_floats, check_integers, check_rate, kind_of
+
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: spreads consecutive counters over the whole range
 
 Seed = int | Integer[Array, ""] | PRNGKeyArray
@@ -55,32 +57,13 @@ def as_seed(seed: Any, name: str = "seed") -> UInt32[Array, ""]:
             raise ValueError(f"{name}={seed}; it must be from 0 to 2^32 - 1")
         return jnp.uint32(int(seed))
     if not hasattr(seed, "dtype") or not jnp.issubdtype(seed.dtype, jnp.integer):
-        raise TypeError(f"{name} is {_kind(seed)}; it must be an integer or a jax.random.key")
+        raise TypeError(f"{name} is {kind_of(seed)}; it must be an integer or a jax.random.key")
     if np.ndim(seed):
         raise ValueError(
-            f"{name} is {_kind(seed)}; it must be a scalar; for a key of jax.random.PRNGKey "
+            f"{name} is {kind_of(seed)}; it must be a scalar; for a key of jax.random.PRNGKey "
             "jax.random.wrap_key_data makes one"
         )
     return jnp.asarray(seed).astype(jnp.uint32)
-
-
-def _kind(value: Any) -> str:
-    if hasattr(value, "dtype"):
-        return f"an array {list(np.shape(value))} of {value.dtype}"
-    return f"{value!r} of type {type(value).__name__}"
-
-
-def check_rate(rate: Any, name: str) -> float:
-    """A share that a caller wants dropped: compiled into the kernels, so not an array.
-
-    Raises:
-      TypeError, ValueError: it is traced, or not from 0 to 1.
-    """
-    if isinstance(rate, jax.core.Tracer):
-        raise TypeError(f"{name} is traced; it must be a number that is known when compiling")
-    if np.ndim(rate) or not 0.0 <= float(rate) <= 1.0:
-        raise ValueError(f"{name}={rate}; it must be a number from 0 to 1")
-    return float(rate)
 
 
 def mix(word: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
@@ -102,7 +85,7 @@ def head_words(
     head_offset: Int[Array, ""] | int = 0,
 ) -> UInt32[Array, "B {heads}"]:
     """The hash of (seed, row, head): where the kernels, which go on by themselves, start."""
-    head_ids = head_offset + jnp.arange(heads, dtype=jnp.int32)
+    head_ids = jnp.asarray(head_offset, jnp.int32) + jnp.arange(heads, dtype=jnp.int32)
     return fold(fold(seed, row_ids)[:, None], head_ids[None])
 
 
@@ -137,20 +120,21 @@ def keep_scale(rate: float) -> float:
     return 0.0 if rate == 1.0 else 1.0 / (1.0 - rate)
 
 
-def dropout(
-    x: Float[Array, "B T D"], *, rate: Any, seed: Any, row_ids: Int[Array, " B"] | None = None
-) -> Float[Array, "B T D"]:
-    """Zero entries of x with probability `rate` and multiply the others by 1 / (1 - rate).
+def dropout(x: Any, *, rate: Any, seed: Any, row_ids: Any = None) -> Float[Array, "B T D"]:
+    """Zero entries of x [B, T, D] with probability `rate` and multiply the others by 1 / (1 - rate).
 
-    `row_ids`: each row's number in the global batch, by default 0, 1, ...
+    `row_ids` [B]: each row's number in the global batch, by default 0, 1, ...
 
     Raises:
-      TypeError, ValueError: the rate is not a number from 0 to 1, or the seed is none (`fold_in`).
+      TypeError, ValueError: x is no such array of floats, the rate not a number from 0 to 1, or the seed
+        none (`fold_in`).
     """
+    check_floats({"x": x}, rank=3)
     rate = check_rate(rate, "rate")
     if rate == 0.0:
         return x
     rows, length, features = x.shape
-    row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else jnp.asarray(row_ids)
-    bits = dropout_bits(seed, row_ids, 1, length, features)[:, 0]
+    row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids
+    check_integers("row_ids", row_ids, (rows,))
+    bits = dropout_bits(seed, jnp.asarray(row_ids), 1, length, features)[:, 0]
     return jnp.where(keep_mask(bits, rate), x * keep_scale(rate), jnp.zeros((), x.dtype))

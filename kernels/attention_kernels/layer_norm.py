@@ -17,15 +17,9 @@ from jaxtyping import Array, Float, UInt32
 
 from attention_kernels import backends
 from attention_kernels.backends import Device, pallas_call, power_of_two
-from attention_kernels.dropout import (
-    as_seed,
-    check_rate,
-    fold,
-    head_words,
-    keep_mask,
-    keep_scale,
-)
-from attention_kernels.options import check_floats, check_integers, wide
+from attention_kernels.checks import check_floats, check_integers, check_rate, check_static
+from attention_kernels.dropout import as_seed, fold, head_words, keep_mask, keep_scale
+from attention_kernels.options import wide
 
 _POSITIONS = 32  # of a program; fewer programs make fewer partial sums for scale and bias
 _IMPLEMENTATIONS = ("xla", "pallas")
@@ -65,10 +59,9 @@ def dropout_add_layer_norm(
         raise ValueError(
             f"implementation={implementation!r}; known are {', '.join(_IMPLEMENTATIONS)} and None"
         )
-    _check(x, residual, scale, bias)
+    check_sublayer(x, residual, scale, bias)
     rate = check_rate(rate, "rate")
-    if isinstance(eps, jax.core.Tracer):
-        raise TypeError("eps is traced; it must be a number that is known when compiling")
+    check_static(eps, "eps")
     arrays = x, residual, scale, bias, _words(x, rate, seed, row_ids)
     device = backends.device()
     if 0 in x.shape:
@@ -97,12 +90,20 @@ def choose_layer_norm(residual: Any, rate: float) -> str:
 
 
 def _unsupported(residual, device) -> str | None:
-    if wide(residual.dtype) == jnp.float64:
-        return "float64"
+    dtypes = (jnp.float32, jnp.bfloat16, *((jnp.float16,) if device.platform != "tpu" else ()))
+    if residual.dtype not in dtypes:
+        return f"inputs of dtype {residual.dtype}"
+    # The backward kernel has two buffers for each of five blocks, in float32 at most.
+    if (
+        device.vmem is not None
+        and 2 * 5 * _POSITIONS * 4 * residual.shape[2] > device.vmem * 3 // 4
+    ):
+        return f"{residual.shape[2]} features, too many for the vector memory of a {device.kind}"
     return backends.unsupported(device, residual)
 
 
-def _check(x, residual, scale, bias) -> None:
+def check_sublayer(x: Any, residual: Any, scale: Any, bias: Any) -> None:
+    """Raise a TypeError or ValueError unless they are [B, T, D], [B, T, D], [D] and [D], of floats."""
     check_floats({"x": x, "residual": residual}, rank=3)
     check_floats({"scale": scale, "bias": bias}, rank=1)
     if x.shape != residual.shape or not scale.shape == bias.shape == x.shape[2:]:
@@ -222,8 +223,10 @@ def _flat(call, words, x, residual, scale, bias, *more):
     """Words [N, 1], x, residual and more [N, D'], scale and bias [1, D'], in whole blocks."""
     positions = words.size
     # Triton wants powers of two: columns of padding that the statistics leave out.
-    wide = power_of_two(call.features) if call.device.platform == "gpu" else call.features
-    rows, columns = (0, -positions % _POSITIONS), (0, wide - call.features)
+    columns_of_kernel = (
+        power_of_two(call.features) if call.device.platform == "gpu" else call.features
+    )
+    rows, columns = (0, -positions % _POSITIONS), (0, columns_of_kernel - call.features)
     blocks = [
         jnp.pad(of.reshape(positions, call.features), (rows, columns))
         for of in (x, residual, *more)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from attention_kernels.checks import check_floats, check_integers, check_scalar
 from attention_kernels.dropout import Seed, as_seed, head_words
 
 
@@ -88,8 +89,7 @@ def make_inputs(
         check_integers("query_offset", query_offset, (), (batch,))
         query_offset = jnp.broadcast_to(jnp.asarray(query_offset).astype(jnp.int32), (batch,))
     scale = max(k, 1) ** -0.5 if scale is None else scale
-    if jnp.ndim(scale):
-        raise ValueError(f"scale has shape {jnp.shape(scale)}; it must be a scalar")
+    check_scalar(scale, "scale")
     dtypes = {query.dtype, key.dtype, value.dtype}
     dtype = query.dtype if len(dtypes) == 1 and not exact else wide(*dtypes)
     # Scaled before the product: once a query instead of once a score, and with a gradient for `scale`.
@@ -144,26 +144,6 @@ def _both_segments(query_segments, key_segments, query_shape, key_shape):
     if key_segments is None:
         return (query_segments != 0).astype(jnp.int32), jnp.ones(key_shape, jnp.int32)
     return query_segments, key_segments
-
-
-def check_floats(arrays: dict[str, Any], rank: int | None = None) -> None:
-    """Raise a TypeError or ValueError unless all are arrays of floats, and of this rank."""
-    for name, array in arrays.items():
-        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
-            kind = getattr(array, "dtype", type(array).__name__)
-            raise TypeError(f"{name} is of type {kind}; it must be an array of floats")
-        if rank is not None and len(array.shape) != rank:
-            raise ValueError(f"{name} has shape {array.shape}; it must have {rank} dimensions")
-
-
-def check_integers(name: str, array: Any, *shapes: tuple[int, ...], booleans: bool = False) -> None:
-    """Raise a TypeError or ValueError unless it is an array of integers of one of these shapes."""
-    dtype = jnp.result_type(array)
-    if not (jnp.issubdtype(dtype, jnp.integer) or (booleans and dtype == jnp.bool_)):
-        raise TypeError(f"{name} is of dtype {dtype}; it must be of integers")
-    if jnp.shape(array) not in shapes:
-        allowed = " or ".join(map(str, shapes))
-        raise ValueError(f"{name} has shape {jnp.shape(array)}; it must be {allowed}")
 
 
 def _check_vectors(query: Any, key: Any, value: Any) -> None:

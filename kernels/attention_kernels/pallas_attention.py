@@ -352,9 +352,10 @@ def _vmem(plan: Plan, inputs: Inputs) -> int:
         rows += -rows % 8 if rows > 1 else 0
         return rows * (columns + -columns % 128) * (itemsize if vectors else 4)
 
+    ins, outs = _backward_blocks(plan, queries)
     kernels = (
         _forward_blocks(plan, keys),
-        _backward_blocks(plan, queries),
+        (ins, outs if keys == plan.keys else outs[:2]),
         _query_backward_blocks(plan, keys),
     )
     return max(2 * sum(map(size, [*ins, *outs])) for ins, outs in kernels) + 2**20

@@ -12,6 +12,7 @@ function is called as it is. The axes are named by the caller:
         out = sharded_attention(query, key, value, batch_axes=("data",), heads_axis="model", causal=True)
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -20,13 +21,17 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from attention_kernels import backends
 from attention_kernels.attention import IN_XLA, attention, choose_attention
+from attention_kernels.checks import check_floats, check_integers
 from attention_kernels.cross_entropy import CrossEntropySums, linear_cross_entropy
 from attention_kernels.dropout import as_seed
-from attention_kernels.layer_norm import dropout_add_layer_norm
-from attention_kernels.options import Arguments
+from attention_kernels.layer_norm import check_sublayer, dropout_add_layer_norm
+from attention_kernels.options import Arguments, make_inputs
 
-_PER_ROW = ("query_segments", "key_segments", "row_ids")
+_PER_ROW = ("query_segments", "key_segments", "query_offset", "row_ids")  # options, if not scalars
+_WHOLE = ("dropout_seed", "scale")
+_CHECKED = ("query_segments", "key_segments", "query_offset", "scale")
 
 
 def sharded_attention(
@@ -50,27 +55,33 @@ def sharded_attention(
     Raises:
       ValueError: the mesh has no such axis; and what `attention` raises.
     """
-    implementation = options.get("implementation") or choose_attention(query, key, value)
-    sizes = {} if implementation in IN_XLA else free_axes(*batch_axes, heads_axis)
-    rest: dict[str, Any] = {**options, "return_lse": return_lse, "implementation": implementation}
-    if not sizes:
-        return attention(query, key, value, **rest)
+    checked: dict[str, Any] = {name: of for name, of in options.items() if name in _CHECKED}
+    jax.eval_shape(lambda: make_inputs(query, key, value, **checked))
+    sizes = free_axes(*batch_axes, heads_axis)
+    _check_rows(query.shape[0], batch_axes, sizes)
     # Heads that the axis does not divide stay together, on every device of it.
     ways = sizes.get(heads_axis or "", 1)
     split = ways > 1 and query.shape[2] % ways == key.shape[2] % ways == 0
     heads = heads_axis if split else None
+    rows_of_device = query.shape[0] // math.prod(sizes.get(axis, 1) for axis in batch_axes)
+
+    def of_device(of: Any) -> jax.ShapeDtypeStruct:
+        shape = rows_of_device, of.shape[1], of.shape[2] // (ways if split else 1), of.shape[3]
+        return jax.ShapeDtypeStruct(shape, of.dtype)
+
+    implementation = options.get("implementation")
+    implementation = implementation or choose_attention(*map(of_device, (query, key, value)))
+    rest: dict[str, Any] = {**options, "return_lse": return_lse, "implementation": implementation}
+    if not sizes or implementation in IN_XLA:
+        return attention(query, key, value, **rest)
     if rest.get("dropout_seed") is not None:
         rest["dropout_seed"] = as_seed(rest["dropout_seed"], "dropout_seed")
     head_offset = rest.pop("head_offset", 0)
-    arrays = {name: rest.pop(name) for name in [*rest] if hasattr(rest[name], "dtype")}
-    rest.pop("row_ids", None)
-
+    given = {name: rest.pop(name, None) for name in (*_PER_ROW, *_WHOLE)}
+    arrays = {name: jnp.asarray(of) for name, of in given.items() if of is not None}
     axes = _of(batch_axes, sizes)
     rows, whole, vectors = PartitionSpec(axes), PartitionSpec(), PartitionSpec(axes, None, heads)
-    specs = {
-        name: rows if name in _PER_ROW or (name == "query_offset" and jnp.ndim(of)) else whole
-        for name, of in arrays.items()
-    }
+    specs = {name: rows if name in _PER_ROW and of.ndim else whole for name, of in arrays.items()}
 
     def per_device(vectors: Any, arrays: Any) -> Any:
         first = jax.lax.axis_index(heads) * vectors[0].shape[2] if heads else 0
@@ -95,7 +106,7 @@ def sharded_dropout_add_layer_norm(
     batch_axes: Sequence[str],
     rate: float = 0.0,
     seed: Any = None,
-    row_ids: Int[Array, " B"] | None = None,
+    row_ids: Any = None,
     eps: float = 1e-6,
     implementation: str | None = None,
 ) -> Float[Array, "B T D"]:
@@ -107,7 +118,9 @@ def sharded_dropout_add_layer_norm(
     Raises:
       ValueError: the mesh has no such axis; and what `dropout_add_layer_norm` raises.
     """
+    check_sublayer(x, residual, scale, bias)
     sizes = free_axes(*batch_axes)
+    _check_rows(x.shape[0], batch_axes, sizes)
     options: dict[str, Any] = {"rate": rate, "eps": eps, "implementation": implementation}
     if not sizes and not free_axes(*jax.sharding.get_abstract_mesh().axis_names):
         return dropout_add_layer_norm(
@@ -123,24 +136,30 @@ def sharded_dropout_add_layer_norm(
         )
 
     rows, whole = PartitionSpec(axes), PartitionSpec()
+    interpreted = implementation == "pallas" and backends.device().platform == "cpu"
     return jax.shard_map(
-        per_device, in_specs=(rows, rows, whole, whole, whole, rows), out_specs=rows
+        per_device,
+        in_specs=(rows, rows, whole, whole, whole, rows),
+        out_specs=rows,
+        check_vma=not interpreted,  # as for attention
     )(x, residual, scale, bias, seed, row_ids)
 
 
 def sharded_linear_cross_entropy(
-    x: Float[Array, "B T D"],
-    embedding: Float[Array, "VOCAB D"],
-    labels: Int[Array, "B T"],
+    x: Any,
+    embedding: Any,
+    labels: Any,
     *,
     batch_axes: Sequence[str],
     positions_axis: str | None = None,
-    bias: Float[Array, " VOCAB"] | None = None,
+    bias: Any = None,
     label_smoothing: float = 0.0,
-    weights: Float[Array, "B T"] | None = None,
+    weights: Any = None,
     chunk: int | None = None,
 ) -> CrossEntropySums:
     """`linear_cross_entropy` of all tokens of a batch, each device with its own.
+
+    x [B, T, D], embedding [VOCAB, D], labels and weights [B, T], bias [VOCAB].
 
     Devices along `positions_axis`, which have the same rows, take a part of the positions each: that
     splits the work as evenly as parts of the vocabulary would, and needs no maximum or sum across devices
@@ -149,7 +168,12 @@ def sharded_linear_cross_entropy(
     Raises:
       ValueError: the mesh has no such axis; and what `linear_cross_entropy` raises.
     """
+    check_floats({"x": x}, rank=3)
+    check_integers("labels", labels, x.shape[:2])
+    if weights is not None and jnp.shape(weights) != x.shape[:2]:
+        raise ValueError(f"weights has shape {jnp.shape(weights)}; it must be {x.shape[:2]}")
     sizes = free_axes(*batch_axes, positions_axis)
+    _check_rows(x.shape[0], batch_axes, sizes)
     ways = sizes.get(positions_axis or "", 1)
     own_axis = positions_axis if ways > 1 and labels.shape[1] % ways == 0 else None
     axes = (*_of(batch_axes, sizes), *([own_axis] if own_axis else []))
@@ -194,6 +218,12 @@ def free_axes(*names: str | None) -> dict[str, int]:
     return {
         name: size for name, (size, kind) in free.items() if kind != AxisType.Manual and size > 1
     }
+
+
+def _check_rows(rows: int, batch_axes: Sequence[str], sizes: dict[str, int]) -> None:
+    ways = math.prod(sizes.get(axis, 1) for axis in batch_axes)
+    if rows % ways:
+        raise ValueError(f"{rows} rows cannot be split over the {ways} devices of {batch_axes}")
 
 
 def _row_ids(rows: int, axes: tuple[str, ...]) -> Int[Array, "{rows}"]:

@@ -22,10 +22,18 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
-    """An imported model: a bias, another epsilon, PAD as the decoder's start, a model for each side."""
+    """An imported model: a bias, another epsilon, PAD as the decoder's start, a model for each side.
+
+    As one that was trained with a kernel that only some GPUs have.
+    """
     folder = tmp_path_factory.mktemp("stablehlo")
     write_folder(folder / "theirs", start="pad", layers=1)
     marian.import_folder(folder / "theirs", folder / "run")
+    config = folder / "run/config.json"
+    text = config.read_text()
+    auto, kernel = (f'"attention_implementation": "{of}"' for of in ("auto", "mosaic_gpu"))
+    assert auto in text
+    config.write_text(text.replace(auto, kernel))
     return folder / "run"
 
 

@@ -6,6 +6,7 @@ import logging
 import attention_kernels
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from attention_kernels import backends
@@ -93,11 +94,11 @@ def test_the_choice_asks_the_device_and_says_once_why_it_is_xla(kind, chosen, ca
 @pytest.mark.parametrize(
     "kind, longest",
     [
-        ("TPU v4", (5_504, 3_328, 1_280)),
-        ("TPU v5", (23_936, 15_104, 6_016)),
-        ("TPU7x", (23_936, 15_104, 6_016)),
-        ("TPU v5 lite", (48_512, 30_720, 12_544)),
-        ("TPU v6 lite", (48_512, 30_720, 12_544)),
+        ("TPU v4", (5_504, 3_584, 1_664)),
+        ("TPU v5", (23_936, 15_872, 7_808)),
+        ("TPU7x", (23_936, 15_872, 7_808)),
+        ("TPU v5 lite", (48_512, 32_256, 16_000)),
+        ("TPU v6 lite", (48_512, 32_256, 16_000)),
     ],
 )
 def test_a_length_that_the_memory_of_a_tpu_does_not_hold_is_xlas(kind, longest):
@@ -109,6 +110,32 @@ def test_a_length_that_the_memory_of_a_tpu_does_not_hold_is_xlas(kind, longest):
         with on(kind):
             assert attention_kernels.choose_attention(fits, fits, fits) == "pallas"
             assert attention_kernels.choose_attention(more, more, more).startswith("xla")
+
+
+def test_what_no_norm_kernel_can_hold_is_xlas():
+    """float16 on a TPU; a feature dimension that its memory does not hold."""
+    fits, half, wide = (
+        jax.ShapeDtypeStruct((2, 8, features), dtype)
+        for features, dtype in ((1024, "bfloat16"), (1024, "float16"), (16_384, "float32"))
+    )
+    with on("TPU v4"):
+        choices = [attention_kernels.choose_layer_norm(of, 0.1) for of in (fits, half, wide)]
+    assert choices == ["pallas", "xla", "xla"]
+
+
+def test_shapes_that_are_not_known_are_xlas():
+    """`jax.export` with a symbolic batch and length, on a host with an accelerator."""
+    # A free length is no int, which is what beartype asks for.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    batch, length = export.symbolic_shape("b, t")
+    x = jax.ShapeDtypeStruct((batch, length, 2, 8), jnp.float32)
+    with on("NVIDIA H200"):
+        exported = export.export(
+            jax.jit(lambda x: attention_kernels.attention(x, x, x, causal=True)), platforms=["cpu"]
+        )(x)
+    jaxtyping.config.update("jaxtyping_disable", False)
+    ones = jnp.ones((2, 5, 2, 8))
+    np.testing.assert_allclose(exported.call(ones), ones, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,10 @@ VECTORS = {"query": zeros(2, 5, 4, 8), "key": zeros(2, 7, 2, 8), "value": zeros(
         ({"query_offset": zeros(5, dtype=jnp.int32)}, r"query_offset .* \(\) or \(2,\)"),
         ({"query_offset": 0.5}, "query_offset is of dtype float32"),
         ({"scale": zeros(4)}, r"scale has shape \(4,\)"),
+        ({"scale": "large"}, "scale is 'large' of type str; it must be a real number"),
+        ({"query_segments": [[1] * 5] * 2}, "query_segments is of type list"),
+        ({"dropout_rate": None}, "dropout_rate is None of type NoneType"),
+        ({"dropout_rate": True}, "dropout_rate is True of type bool"),
         ({"dropout_rate": -0.1}, "dropout_rate=-0.1; it must be a number from 0 to 1"),
         ({"dropout_rate": 1.5}, "dropout_rate=1.5"),
         ({"dropout_rate": 0.1, "dropout_seed": 0.5}, "dropout_seed is 0.5 of type float"),
@@ -52,12 +56,34 @@ def test_attention_refuses_what_does_not_fit(implementation, wrong, sentence):
         attention_kernels.attention(**arguments, implementation=implementation)
 
 
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"x": zeros(5, 3)}, "x has shape .* 3 dimensions"),
+        ({"x": zeros(2, 5, 3, dtype=jnp.int32)}, "x is of type int32"),
+        ({"row_ids": zeros(1, dtype=jnp.int32)}, r"row_ids has shape \(1,\); it must be \(2,\)"),
+        ({"rate": 1.1}, "rate=1.1"),
+        ({"seed": "one"}, "seed is 'one' of type str"),
+    ],
+)
+def test_dropout_refuses_what_does_not_fit(wrong, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        attention_kernels.dropout(**{"x": zeros(2, 5, 3), "rate": 0.1, "seed": 1} | wrong)
+
+
+def test_weights_of_no_keys():
+    weights = attention_kernels.attention_weights(VECTORS["query"], zeros(2, 0, 2, 8))
+    assert weights.shape == (2, 4, 5, 0)
+
+
 def test_a_traced_rate_is_refused():
     def function(rate):
         return attention_kernels.attention(**VECTORS, dropout_rate=rate, dropout_seed=1)
 
     with pytest.raises(TypeError, match="dropout_rate is traced"):
         jax.jit(function)(0.1)
+    with pytest.raises(TypeError, match="causal is traced"):
+        jax.jit(lambda causal: attention_kernels.attention(**VECTORS, causal=causal))(True)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@
 What eight devices compute is what one does, dropout and gradients of what they share included.
 """
 
+import functools
+
 import attention_kernels
 import jax
 import jax.numpy as jnp
@@ -157,10 +159,76 @@ def test_sharded_loss_and_norm_are_those_of_one_device():
     assert_same(found, expected)
 
 
-def test_an_axis_that_the_mesh_has_not_is_an_error():
-    x = random(0, 8, 5, 2, 4)
-    with jax.set_mesh(MESH), pytest.raises(ValueError, match="no axis 'data'; it has rows, heads"):
-        attention_kernels.sharded_attention(x, x, x, batch_axes=("data",), implementation="pallas")
+def test_the_norm_kernel_on_a_mesh_has_the_values_of_one_device():
+    arrays = random(0, 8, 5, 6), random(1, 8, 5, 6), random(2, 6), random(3, 6)
+
+    def total(implementation, *arrays):
+        out = attention_kernels.sharded_dropout_add_layer_norm(
+            *arrays, batch_axes=("rows",), rate=0.3, seed=3, implementation=implementation
+        )
+        return jnp.sum(jnp.sin(out))
+
+    expected = jax.value_and_grad(functools.partial(total, "xla"), (0, 1, 2, 3))(*arrays)
+    with jax.set_mesh(MESH):
+        function = jax.jit(jax.value_and_grad(functools.partial(total, "pallas"), (0, 1, 2, 3)))
+        assert_same(function(*arrays), expected)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_the_wrapper_chooses_for_what_a_device_has(explicit):
+    """24 heads of this length fit no TPU v4, 3 of them do; and explicit mode hides no kernel."""
+    device = jax.sharding.AbstractDevice("TPU v4", 1, "tpu")
+    kind = AxisType.Explicit if explicit else AxisType.Auto
+    mesh = jax.sharding.AbstractMesh((8,), ("heads",), (kind,), abstract_device=device)
+    spec = PartitionSpec(None, None, "heads")
+    with jax.sharding.use_abstract_mesh(mesh):
+        sharding = jax.NamedSharding(mesh, spec) if explicit else None
+        x = jax.ShapeDtypeStruct((1, 4096, 24, 64), jnp.bfloat16, sharding=sharding)
+        function = functools.partial(
+            attention_kernels.sharded_attention, batch_axes=(), heads_axis="heads"
+        )
+        text = jax.jit(lambda x: function(x, x, x)).trace(x).lower(lowering_platforms=("tpu",))
+    assert "attention_forward" in text.as_text()
+
+
+def test_the_wrappers_refuse_what_does_not_fit_with_the_shapes_of_the_whole():
+    x, sublayer = random(0, 8, 6, 2, 4), random(0, 8, 6, 5)
+    labels, embedding = jnp.zeros((8, 6), jnp.int32), random(1, 11, 5)
+    rows = {"batch_axes": ("rows",)}
+    with jax.set_mesh(MESH):
+        with pytest.raises(ValueError, match="no axis 'data'; it has rows, heads"):
+            attention_kernels.sharded_attention(x, x, x, batch_axes=("data",))
+        with pytest.raises(
+            ValueError, match=r"query_segments has shape \(8, 5\); it must be \(8, 6\)"
+        ):
+            attention_kernels.sharded_attention(x, x, x, query_segments=labels[:, :5], **rows)
+        with pytest.raises(ValueError, match="6 rows cannot be split over the 4 devices"):
+            attention_kernels.sharded_attention(x[:6], x[:6], x[:6], **rows)
+        with pytest.raises(ValueError, match=r"\(8, 6, 5\), \(8, 5, 5\)"):
+            attention_kernels.sharded_dropout_add_layer_norm(
+                sublayer, sublayer[:, :5], embedding[0], embedding[0], **rows
+            )
+        for wrong in ({"labels": labels.T}, {"weights": jnp.ones((6, 8))}):
+            with pytest.raises(ValueError, match=r"has shape \(6, 8\); it must be \(8, 6\)"):
+                attention_kernels.sharded_linear_cross_entropy(
+                    **{"x": sublayer, "embedding": embedding, "labels": labels} | wrong, **rows
+                )
+
+
+def test_options_may_be_numpys():
+    x = np.asarray(random(0, 8, 6, 2, 4))
+    options = {
+        "dropout_rate": np.float32(0.3),
+        "dropout_seed": np.uint32(1),
+        "row_ids": np.arange(8),
+        "causal": np.bool_(True),
+        "scale": np.float32(0.5),
+        "implementation": "pallas",
+    }
+    expected = attention_kernels.attention(x, x, x, **options)
+    with jax.set_mesh(MESH):
+        found = attention_kernels.sharded_attention(x, x, x, batch_axes=("rows",), **options)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_arrays_that_are_sharded_in_explicit_mode():

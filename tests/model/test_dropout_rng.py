@@ -70,6 +70,21 @@ def test_every_rate_is_missed_in_rematerialised_layers_too(rate, remat):
         gradients(new_model(RATES[rate]), remat=remat)["grad under jit"]()
 
 
+def test_the_parts_by_themselves_refuse_it_too():
+    """Attention's dropout, by the weights and by the memory, where what comes in is constant."""
+    config = dataclasses.replace(CONFIG, num_layers=1, dropout=0.0, attention_dropout=0.3)
+    x, segments = jnp.ones((2, 4, config.d_model)), jnp.ones((2, 4), jnp.int32)
+    attention = MultiHeadAttention(config, jnp.float32, rngs=nnx.Rngs(0))
+    encoder = Encoder(config, rngs=nnx.Rngs(0))
+    for part, arguments in ((attention, (x, x, segments, segments)), (encoder, (x, segments))):
+        structure, params = nnx.split(part)
+        with pytest.raises(ValueError, match=FORGOTTEN):
+            jax.grad(lambda params: nnx.merge(structure, params)(*arguments).sum())(params)  # noqa: B023
+        part(*arguments)  # evaluation
+    with pytest.raises(ValueError, match=FORGOTTEN):
+        jax.grad(lambda memory: attention(x, memory, segments, segments).sum())(x)
+
+
 def test_a_model_in_training_mode_needs_an_rng_in_any_call():
     model = new_model()
     model.train()

@@ -136,7 +136,7 @@ def test_a_position_without_an_encoding_is_nan_and_repeats_no_other(positions):
     config = dataclasses.replace(SMALL, positions=positions)
     embedding = Embedding(config, jnp.dtype("float32"), rngs=nnx.Rngs(0))
     end = SMALL.max_length
-    places = jnp.arange(end + 2)[None]
+    places = jnp.array([*range(end + 2), -1])[None]
     encodings = np.asarray(embedding.encode_positions(places, longest=end))[0]
     assert np.isfinite(encodings[:end]).all() and np.isnan(encodings[end:]).all()
     if positions == "learned":

@@ -132,8 +132,11 @@ def compile_for(
 
 
 def _portable(config: Config, params: checkpoints.Params) -> tuple[ModelConfig, Weights]:
-    """The same model with its positions in a table, since free lengths need one, and a fixed dtype."""
-    model = config.model
+    """The same model with its positions in a table, since free lengths need one, and a fixed dtype.
+
+    Its attention is XLA's, which any device compiles, whatever the run was trained with.
+    """
+    model = dataclasses.replace(config.model, attention_implementation="auto")
     if model.positions == "sinusoidal":
         longest = config.data.max_length + config.decode.extra_length
         table = {"position_table": jnp.asarray(sinusoids(longest, model.d_model))}

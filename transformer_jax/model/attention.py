@@ -64,7 +64,7 @@ class MultiHeadAttention(nnx.Module):
         """Attention from x over memory; self-attention when they are the same."""
         rate = self.config.attention_dropout
         heads = on_mesh.attention(
-            self._split(self.query(evaluated(x, rate, rng, self.deterministic))),
+            self._split(self.query(x)),
             *self.project_keys(memory),
             query_segments,
             key_segments,
@@ -73,7 +73,7 @@ class MultiHeadAttention(nnx.Module):
             rng=rng,
             implementation=self.config.attention_implementation,
         )
-        return self.out(join_heads(heads))
+        return self.out(join_heads(evaluated(heads, rate, rng, self.deterministic)))
 
     def _split(self, x: Float[Array, "B T HK"]) -> Float[Array, "B T H K"]:
         return split_heads(x, self.config.num_heads)

@@ -56,7 +56,8 @@ class Embedding(nnx.Module):
             table = jnp.asarray(sinusoids(max(longest, 1), self.config.d_model), self.dtype)
         else:
             table = self.position_table[...]
-        return table.at[positions].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        places = jnp.where(positions < 0, table.shape[0], positions)  # not counted from the end
+        return table.at[places].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... VOCAB"]:
         """The softmax's input, float32 (section 3.4: the transpose of the embedding, no bias).
