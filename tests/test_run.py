@@ -91,7 +91,9 @@ def test_a_finished_run_goes_on_with_more_steps_and_drops_lost_lines(finished, t
         file.write('{"step": 7, "train/loss": 1.0}\n{"step": 8, "trai')
     more = config.copy_and_resolve_references()
     more.train.num_steps = 8
-    more.model.attention_implementation = "xla"  # of what may change, since nothing is learned from it
+    more.model.attention_implementation = (
+        "xla"  # of what may change, since nothing is learned from it
+    )
     assert run_training(resolve(more), workdir).step == 8
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
     assert 7 not in steps

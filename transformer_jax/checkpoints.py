@@ -29,7 +29,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from transformer_jax import distributed
-from transformer_jax.config import Config, ConfigError, ModelConfig
+from transformer_jax.config import RESUMABLE_FIELDS, Config, ConfigError, ModelConfig
 from transformer_jax.errors import UserError, first_line
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.training.metrics import read_metrics
@@ -426,7 +426,8 @@ def _check_about(checkpoint: Path, workdir: Path) -> None:
     model: dict[str, Any] = about["config"].get("model", {})
     model_here: dict[str, Any] = here["config"].get("model", {})
     for name, value in model.items():
-        if name in model_here and model_here[name] != value:
+        free = f"model.{name}" in RESUMABLE_FIELDS
+        if not free and name in model_here and model_here[name] != value:
             raise UserError(
                 f"{checkpoint} was trained with config.model.{name}={value!r}, {workdir}/config.json "
                 f"has {model_here[name]!r}; bring back the config.json that belongs to it"

@@ -211,6 +211,22 @@ class MeshConfig(_Checked):
             )
 
 
+# What may differ when a run goes on, besides the mesh and the search: none of it changes batches, or
+# what the model learns from one.
+RESUMABLE_FIELDS = {
+    "model.attention_implementation",
+    "train.num_steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.accumulate",
+    "train.logits_chunk",
+    "train.on_bad_step",
+    "train.remat",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(_Checked):
     """Everything that a run is made of; `config.json` of its folder."""

@@ -21,7 +21,7 @@ from transformer_jax.checkpoints import (
     load_params,
     saved_steps,
 )
-from transformer_jax.config import Config
+from transformer_jax.config import RESUMABLE_FIELDS, Config
 from transformer_jax.data import pipeline
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation import make_likelihood, write_translations
@@ -34,21 +34,6 @@ from transformer_jax.training.metrics import MetricsWriter, read_metrics
 from transformer_jax.training.sharding import batch_ways, make_mesh, share_of_process, spread
 
 log = logging.getLogger(__name__)
-
-# What may differ when a run goes on, besides the mesh and the search: none of it changes batches, or
-# what the model learns from one.
-_FREE = {
-    "model.attention_implementation",
-    "train.num_steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.accumulate",
-    "train.logits_chunk",
-    "train.on_bad_step",
-    "train.remat",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +156,7 @@ def check_same(old: Config, new: Config, workdir: Path) -> None:
         for field in dataclasses.fields(before):
             name = f"{section}.{field.name}"
             was, now = getattr(before, field.name), getattr(after, field.name)
-            if was != now and name not in _FREE:
+            if was != now and name not in RESUMABLE_FIELDS:
                 raise UserError(
                     f"{workdir} was made with config.{name}={was!r}, this config has {now!r}; "
                     "use another --workdir, or the value that it was made with"

@@ -59,7 +59,7 @@ def attention(
     *,
     query_segments: Any = None,
     key_segments: Any = None,
-    causal: bool = False,
+    causal: Any = False,
     query_offset: Any = None,
     dropout_rate: Any = 0.0,
     dropout_seed: Any = None,

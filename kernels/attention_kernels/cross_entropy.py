@@ -181,9 +181,9 @@ def _one_chunk(embedding, bias, smoothing, x, weights, labels):
 
     is_label = jnp.arange(words, dtype=jnp.int32)[None] == labels[:, None]
     target = jnp.where(is_label, 1 - smoothing, 0.0) + smoothing / words
-    factor = jnp.where(is_word, weights, jnp.nan)
+    factor = jnp.where(is_word | ~counts, weights, jnp.nan)
     d_logits = factor[:, None] * (exponentials / total - target)
-    return CrossEntropySums(loss, nll, correct), jnp.where(counts[:, None], d_logits, 0.0)
+    return CrossEntropySums(loss, nll, correct), d_logits
 
 
 def _add(sums, weights, tokens):

@@ -33,7 +33,7 @@ VECTORS = {"query": zeros(2, 5, 4, 8), "key": zeros(2, 7, 2, 8), "value": zeros(
         ({"key_segments": zeros(2, 5, dtype=jnp.int32)}, r"key_segments .* \(2, 7\)"),
         ({"key_segments": zeros(2, 7)}, "key_segments is of dtype float32"),
         ({"query_offset": zeros(5, dtype=jnp.int32)}, r"query_offset .* \(\) or \(2,\)"),
-        ({"query_offset": 0.5}, "query_offset is of dtype float32"),
+        ({"query_offset": 0.5}, "query_offset is of dtype float"),
         ({"scale": zeros(4)}, r"scale has shape \(4,\)"),
         ({"scale": "large"}, "scale is 'large' of type str; it must be a real number"),
         ({"query_segments": [[1] * 5] * 2}, "query_segments is of type list"),

@@ -175,20 +175,21 @@ def test_the_norm_kernel_on_a_mesh_has_the_values_of_one_device():
 
 
 @pytest.mark.parametrize("explicit", [False, True])
-def test_the_wrapper_chooses_for_what_a_device_has(explicit):
-    """24 heads of this length fit no TPU v4, 3 of them do; and explicit mode hides no kernel."""
+@pytest.mark.parametrize("length, kernel", [(2048, True), (4096, False)])
+def test_the_wrapper_chooses_for_what_a_device_has(explicit, length, kernel):
+    """A TPU v4 could hold 4,096 positions of two heads, but each device has three, which go together."""
     device = jax.sharding.AbstractDevice("TPU v4", 1, "tpu")
     kind = AxisType.Explicit if explicit else AxisType.Auto
     mesh = jax.sharding.AbstractMesh((8,), ("heads",), (kind,), abstract_device=device)
-    spec = PartitionSpec(None, None, "heads")
     with jax.sharding.use_abstract_mesh(mesh):
+        spec = PartitionSpec(None, None, "heads")
         sharding = jax.NamedSharding(mesh, spec) if explicit else None
-        x = jax.ShapeDtypeStruct((1, 4096, 24, 64), jnp.bfloat16, sharding=sharding)
+        x = jax.ShapeDtypeStruct((1, length, 24, 64), jnp.bfloat16, sharding=sharding)
         function = functools.partial(
             attention_kernels.sharded_attention, batch_axes=(), heads_axis="heads"
         )
-        text = jax.jit(lambda x: function(x, x, x)).trace(x).lower(lowering_platforms=("tpu",))
-    assert "attention_forward" in text.as_text()
+        lowered = jax.jit(lambda x: function(x, x, x)).trace(x).lower(lowering_platforms=("tpu",))
+    assert ("attention_forward" in lowered.as_text()) == kernel
 
 
 def test_the_wrappers_refuse_what_does_not_fit_with_the_shapes_of_the_whole():

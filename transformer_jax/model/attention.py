@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.config import ModelConfig
 from transformer_jax.model import on_mesh
 from transformer_jax.model.decoding import join_heads, split_heads
-from transformer_jax.model.dropout import DropoutRng, evaluated
+from transformer_jax.model.dropout import DropoutRng, check_rng, evaluated
 from transformer_jax.model.layers import Dense
 
 
@@ -62,6 +62,7 @@ class MultiHeadAttention(nnx.Module):
         rng: DropoutRng | None = None,
     ) -> Float[Array, "B T D"]:
         """Attention from x over memory; self-attention when they are the same."""
+        check_rng(rng)
         rate = self.config.attention_dropout
         heads = on_mesh.attention(
             self._split(self.query(x)),

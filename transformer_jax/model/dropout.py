@@ -46,12 +46,12 @@ def fold_in(rng: DropoutRng | None, place: int | Integer[Array, ""]) -> DropoutR
     Raises:
       TypeError: it is something else, such as a `jax.random.key`.
     """
-    _check(rng)
+    check_rng(rng)
     return None if rng is None else rng.fold_in(place)
 
 
-def _check(rng: DropoutRng | None) -> None:
-    """Raises: TypeError, if it is something else. `fold_in` or `evaluated` is in every module's way."""
+def check_rng(rng: DropoutRng | None) -> None:
+    """Raises: TypeError, if it is something else."""
     if not isinstance(rng, DropoutRng | None):
         raise TypeError(
             f"rng is {type(rng).__name__}; it must be a DropoutRng, such as "
@@ -90,7 +90,7 @@ def evaluated(
       ValueError: see above.
       TypeError: rng is something else.
     """
-    _check(rng)
+    check_rng(rng)
     if rng is not None or rate == 0.0 or deterministic:
         return x
     if deterministic is False:
