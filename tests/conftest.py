@@ -63,6 +63,12 @@ def _no_search_for_garbage_in_what_stays():
     gc.freeze()
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, those with processes of their own, lest one worker waits for them at the end."""
+    longest = ("test_torture.py", "test_distributed.py")
+    items.sort(key=lambda item: item.path.name not in longest)
+
+
 @pytest.fixture
 def multi30k() -> Path:
     """The folder of the real corpus that some tests use; they skip without it."""

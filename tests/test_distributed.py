@@ -69,10 +69,10 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_two_processes_train_what_one_does(tmp_path):
-    """Of two devices each; the next one has eight."""
+    """Of one device each; the next one has eight."""
     config = sentences(tmp_path / "corpus")
-    processes.run(config, tmp_path / "one", devices=4)
-    first, second = processes.run(config, tmp_path / "two", processes=2, devices=4)
+    processes.run(config, tmp_path / "one", devices=2)
+    first, second = processes.run(config, tmp_path / "two", processes=2, devices=2)
     assert_same_run(tmp_path / "one", tmp_path / "two")
     for name in ("eval/perplexity", "eval/bleu", "test/bleu", "train/real_positions"):
         found, expected = (metrics(tmp_path / run, name) for run in ("two", "one"))

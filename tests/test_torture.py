@@ -103,7 +103,7 @@ def torture(killings: list[Killing], num_steps: int, folder: Path) -> None:
 
 def test_two_kills(tmp_path):
     killings = [Killing(signal.SIGKILL, "evaluation", 1), Killing(signal.SIGTERM, "save", 1)]
-    torture(killings, 80, tmp_path)
+    torture(killings, 60, tmp_path)
 
 
 @pytest.mark.slow

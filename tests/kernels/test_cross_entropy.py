@@ -34,7 +34,7 @@ def example(seed, tokens, width, vocabulary):
     smoothing=st.sampled_from([0.0, 0.1, 0.3]),
     chunk=st.sampled_from([None, 0, 1, 5, 8, 64]),
 )
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_equals_optax_for_any_chunk(seed, tokens, vocabulary, smoothing, chunk):
     x, embedding, labels, weights = example(seed, tokens, 7, vocabulary)
 
