@@ -121,6 +121,7 @@ def test_a_type_checker_of_another_project_knows_the_names(tmp_path):
     assert "list[str]" in out and "-> transformer_jax.inference.beam_search.BeamResult" in out, out
 
 
+@pytest.mark.slow  # README's loop is another
 def test_a_transformer_trains_in_someone_else_s_loop(model):
     source, target = Tokens.of(IDS), Tokens.of(IDS[::-1])
     batch = Batch(source, target, jnp.arange(3))

@@ -46,7 +46,9 @@ def timed(row):
     }
 
 
-@pytest.mark.parametrize("benchmark", [ceilings, attention, loss, step])
+@pytest.mark.parametrize(
+    "benchmark", [ceilings, attention, loss, pytest.param(step, marks=pytest.mark.slow)]
+)
 def test_every_benchmark_runs(benchmark, tmp_path):
     name = benchmark.__name__.split(".")[-1]
     results = new_results(tmp_path)
