@@ -3,6 +3,7 @@
 
 import atexit
 import gc
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -11,10 +12,12 @@ import tempfile
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compilation, of functions that run once or twice. XLA's older emitters
-# make a loop of a fusion in a third less of it than those through MLIR.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+# make a loop of a fusion in a third less of it than those through MLIR; jaxlib 0.12 has no others.
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    )
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # What one test has compiled serves the others, in both workers and in the processes that tests start:
 # all inherit the first one's folder.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
