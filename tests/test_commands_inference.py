@@ -366,6 +366,7 @@ def test_translate_says_all_that_it_is_asked_for(workdir, tmp_path):
     assert "3 lines: 1 empty, 0 cut to 32 tokens, 0 with" in text.stderr.decode()
 
 
+@pytest.mark.slow  # tests/inference/test_sampling.py has the law
 def test_samples_are_the_same_for_the_same_seed_and_line(workdir):
     flags = (
         f"--workdir={workdir}",
@@ -428,6 +429,7 @@ def test_a_pipe_that_waits_for_an_answer_gets_it(workdir):
         assert errors.startswith(b"3 lines: 1 empty")
 
 
+@pytest.mark.slow  # tests/inference/test_resumable.py has the law
 def test_a_killed_translation_goes_on_and_ends_like_an_undisturbed_one(workdir, tmp_path):
     """kill -9 after the first of three chunks is on disk."""
     source = tmp_path / "in"
