@@ -25,9 +25,8 @@ IN_XLA = {
 # may lack what it needs.
 _KERNELS = {"pallas": "pallas_attention", "mosaic_gpu": "mosaic_attention"}
 IMPLEMENTATIONS = (*IN_XLA, *_KERNELS)
-_WHOLE = (
-    2**22
-)  # weights of a head that XLA makes at once; where there are more, it makes them in blocks
+# Weights of a head that XLA makes at once; where there are more, it makes them in blocks.
+_WHOLE = 2**22
 
 
 @overload

@@ -200,7 +200,6 @@ def pallas_call(
     flops: int,
     transcendentals: int = 0,
     warps: int = 4,
-    stages: int = 2,
 ) -> Sequence[jax.Array]:
     """Run a kernel for TPUs, and through Triton for GPUs; on a CPU it is interpreted.
 
@@ -212,7 +211,7 @@ def pallas_call(
       in_specs: which block of each input a program has.
       outputs: block, shape and dtype of each output.
       flops, transcendentals: of all programs; XLA takes a kernel without an estimate to be free.
-      warps, stages: of a program on a GPU.
+      warps: of a program on a GPU.
     """
     specs, shapes, dtypes = zip(*outputs, strict=True)
     # Under `jax.shard_map` an output varies over every mesh axis that an input varies over.
@@ -237,7 +236,7 @@ def pallas_call(
         out_specs=list(specs),
         out_shape=out_shape,
         interpret=interpretation(device),
-        compiler_params=_compiler_params(device, len(grid), warps, stages),
+        compiler_params=_compiler_params(device, len(grid), warps),
         cost_estimate=pl.CostEstimate(
             flops=flops, transcendentals=transcendentals, bytes_accessed=moved
         ),
@@ -253,12 +252,12 @@ def interpretation(device: Device) -> Any:
     return device.platform == "cpu"
 
 
-def _compiler_params(device: Device, axes: int, warps: int, stages: int) -> Any:
+def _compiler_params(device: Device, axes: int, warps: int) -> Any:
     # Imported here: a jax for one kind of device need not have the other's modules.
     if device.platform == "gpu":
         from jax.experimental.pallas import triton
 
-        return triton.CompilerParams(num_warps=warps, num_stages=stages)
+        return triton.CompilerParams(num_warps=warps, num_stages=2)
     if device.platform == "tpu":
         from jax.experimental.pallas import tpu
 

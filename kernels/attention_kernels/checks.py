@@ -21,7 +21,7 @@ def check_floats(arrays: dict[str, Any], rank: int) -> None:
 
 def check_integers(name: str, array: Any, *shapes: tuple[int, ...], booleans: bool = False) -> None:
     """Raise a TypeError or ValueError unless it is an array of integers of one of these shapes."""
-    dtype = getattr(array, "dtype", np.result_type(type(array)) if np.isscalar(array) else None)
+    dtype = _dtype(array)
     if dtype is None:
         raise TypeError(
             f"{name} is of type {type(array).__name__}; it must be an array of integers"
@@ -55,13 +55,18 @@ def check_static(value: Any, name: str) -> None:
 
 def check_scalar(value: Any, name: str) -> None:
     """Raise a TypeError or ValueError unless it is a real number, or a scalar array of one."""
-    dtype = getattr(value, "dtype", np.result_type(type(value)) if np.isscalar(value) else None)
+    dtype = _dtype(value)
     if dtype is None or not (
         jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     ):
         raise TypeError(f"{name} is {kind_of(value)}; it must be a real number")
     if jnp.ndim(value):
         raise ValueError(f"{name} has shape {jnp.shape(value)}; it must be a scalar")
+
+
+def _dtype(value: Any) -> Any:
+    """Of an array or a Python number; None of anything else."""
+    return getattr(value, "dtype", np.result_type(type(value)) if np.isscalar(value) else None)
 
 
 def kind_of(value: Any) -> str:
