@@ -89,6 +89,20 @@ def head_words(
     return fold(fold(seed, row_ids)[:, None], head_ids[None])
 
 
+def checked_words(
+    seed: Any, row_ids: Any, rows: int, heads: int = 1, head_offset: Any = 0, name: str = "seed"
+) -> UInt32[Array, "{rows} {heads}"]:
+    """`head_words` of what a caller gave; rows without numbers are 0, 1, ...
+
+    Raises:
+      TypeError, ValueError: the seed, called `name`, is none (`fold_in`), or the numbers do not fit.
+    """
+    row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids
+    check_integers("row_ids", row_ids, (rows,))
+    check_integers("head_offset", head_offset, ())
+    return head_words(as_seed(seed, name), jnp.asarray(row_ids), heads, head_offset)
+
+
 def entry_bits(
     words: UInt32[Array, "B H"], query_ids: Int[Array, "#B T"], keys: int
 ) -> UInt32[Array, "B H T {keys}"]:
@@ -134,7 +148,6 @@ def dropout(x: Any, *, rate: Any, seed: Any, row_ids: Any = None) -> Float[Array
     if rate == 0.0:
         return x
     rows, length, features = x.shape
-    row_ids = jnp.arange(rows, dtype=jnp.int32) if row_ids is None else row_ids
-    check_integers("row_ids", row_ids, (rows,))
-    bits = dropout_bits(seed, jnp.asarray(row_ids), 1, length, features)[:, 0]
+    words = checked_words(seed, row_ids, rows)
+    bits = entry_bits(words, jnp.arange(length, dtype=jnp.int32)[None], features)[:, 0]
     return jnp.where(keep_mask(bits, rate), x * keep_scale(rate), jnp.zeros((), x.dtype))

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, UInt32
 
 from attention_kernels import backends
 from attention_kernels.backends import Device, pallas_call, power_of_two
-from attention_kernels.checks import check_floats, check_integers, check_rate, check_static
-from attention_kernels.dropout import as_seed, fold, head_words, keep_mask, keep_scale
+from attention_kernels.checks import check_floats, check_rate, check_static
+from attention_kernels.dropout import checked_words, fold, keep_mask, keep_scale
 from attention_kernels.options import wide
 
 _POSITIONS = 32  # of a program; fewer programs make fewer partial sums for scale and bias
@@ -120,11 +120,7 @@ def _words(x, rate, seed, row_ids) -> UInt32[Array, "B T"]:
         return jnp.zeros((rows, length), jnp.uint32)
     if seed is None:
         raise ValueError(f"rate={rate} needs a seed")
-    if row_ids is None:
-        row_ids = jnp.arange(rows, dtype=jnp.int32)
-    check_integers("row_ids", row_ids, (rows,))
-    words = head_words(as_seed(seed), jnp.asarray(row_ids), 1)
-    return fold(words, jnp.arange(length, dtype=jnp.int32)[None])
+    return fold(checked_words(seed, row_ids, rows), jnp.arange(length, dtype=jnp.int32)[None])
 
 
 @dataclasses.dataclass(frozen=True)

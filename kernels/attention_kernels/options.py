@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from attention_kernels.checks import check_floats, check_integers, check_scalar
-from attention_kernels.dropout import Seed, as_seed, head_words
+from attention_kernels.dropout import Seed, checked_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +114,7 @@ def dropout_words(
         return None
     if seed is None:
         raise ValueError(f"dropout_rate={rate} needs a dropout_seed")
-    if row_ids is None:
-        row_ids = jnp.arange(rows, dtype=jnp.int32)
-    check_integers("row_ids", row_ids, (rows,))
-    check_integers("head_offset", head_offset, ())
-    return head_words(as_seed(seed, "dropout_seed"), jnp.asarray(row_ids), heads, head_offset)
+    return checked_words(seed, row_ids, rows, heads, head_offset, "dropout_seed")
 
 
 def wide(*dtypes: Any) -> jnp.dtype:

@@ -92,16 +92,16 @@ def test_the_choice_asks_the_device_and_says_once_why_it_is_xla(kind, chosen, ca
 
 # The table of kernels/README.md.
 @pytest.mark.parametrize(
-    "kind, longest",
+    "kind, longest, shared",
     [
-        ("TPU v4", (5_504, 3_584, 1_664)),
-        ("TPU v5", (23_936, 15_872, 7_808)),
-        ("TPU7x", (23_936, 15_872, 7_808)),
-        ("TPU v5 lite", (48_512, 32_256, 16_000)),
-        ("TPU v6 lite", (48_512, 32_256, 16_000)),
+        ("TPU v4", (5_504, 3_584, 1_664), 2_560),
+        ("TPU v5", (23_936, 15_872, 7_808), 11_520),
+        ("TPU7x", (23_936, 15_872, 7_808), 11_520),
+        ("TPU v5 lite", (48_512, 32_256, 16_000), 23_424),
+        ("TPU v6 lite", (48_512, 32_256, 16_000), 23_424),
     ],
 )
-def test_a_length_that_the_memory_of_a_tpu_does_not_hold_is_xlas(kind, longest):
+def test_a_length_that_the_memory_of_a_tpu_does_not_hold_is_xlas(kind, longest, shared):
     sizes = [(64, jnp.bfloat16), (64, jnp.float32), (80, jnp.bfloat16)]
     for (features, dtype), length in zip(sizes, longest, strict=True):
         fits, more = (
@@ -110,6 +110,11 @@ def test_a_length_that_the_memory_of_a_tpu_does_not_hold_is_xlas(kind, longest):
         with on(kind):
             assert attention_kernels.choose_attention(fits, fits, fits) == "pallas"
             assert attention_kernels.choose_attention(more, more, more).startswith("xla")
+    query, key = (jax.ShapeDtypeStruct((1, shared, of, 64), jnp.bfloat16) for of in (8, 1))
+    more = [jax.ShapeDtypeStruct((1, shared + 128, of, 64), jnp.bfloat16) for of in (8, 1, 1)]
+    with on(kind):
+        assert attention_kernels.choose_attention(query, key, key) == "pallas"
+        assert attention_kernels.choose_attention(*more).startswith("xla")
 
 
 def test_what_no_norm_kernel_can_hold_is_xlas():
