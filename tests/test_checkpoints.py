@@ -3,19 +3,24 @@
 
 import dataclasses
 import errno
+import glob
 import json
+import re
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tensorstore
 
 from tests.conftest import random_batch
 from transformer_jax.checkpoints import (
     Checkpoints,
     average,
     averaged_steps,
+    check_folder,
+    load_model,
     load_params,
     saved_steps,
 )
@@ -140,6 +145,67 @@ def test_only_damaged_checkpoints_are_an_error(finished, tmp_path):
     ):
         checkpoints.restore(abstract_state(run, make_mesh(run.mesh)))
     assert saved_steps(tmp_path / "run") == saved_steps(summary.workdir), "nothing is moved away"
+
+
+def test_a_save_of_which_arrays_are_missing_is_an_error(tmp_path, small_config):
+    """In such a folder Orbax forgets what it wrote, and says nothing."""
+    run = resolve(small_config)
+    folder = tmp_path / "run [1]"
+    with Checkpoints(folder, every=1, keep=1) as checkpoints:
+        checkpoints.save(initial_state(run, make_mesh(run.mesh)))
+        expected = r"could not be saved .* params lacks decoder\.0\..*; none is before it"
+        with pytest.raises(UserError, match=expected):
+            checkpoints.wait()
+
+
+@pytest.mark.parametrize("name", ["run[1", "run]", "a?", "*", "{x}", "100%", "ü #'", "[", "[]"])
+def test_other_odd_names_of_folders_are_none_of_orbax_patterns(tmp_path, name):
+    check_folder(tmp_path / name)
+    folder = str(tmp_path / name)
+    Path(folder).mkdir()
+    assert folder in glob.glob(folder)  # noqa: PTH207  (what etils does)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "[ab]c", "p[!1]", "[[]"])
+def test_names_that_are_patterns_of_others_are_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert str(tmp_path / name) not in glob.glob(str(tmp_path / name))  # noqa: PTH207
+    for folder in (tmp_path / name, tmp_path / name / "run"):
+        with pytest.raises(UserError, match="Orbax loses checkpoints where a folder's name has"):
+            check_folder(folder)
+
+
+def test_a_part_of_an_array_that_is_missing_is_damage_and_not_zeros(finished, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[1].workdir, workdir)
+    base = {"driver": "file", "path": f"{workdir}/checkpoints/6/params/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    store.write("embedding.table/0.0", None).result()
+    assert load_params(workdir)[0] == 4
+    assert re.search(
+        r"damaged \(params has (\d) of (?!\1)\d parts of embedding.table\)", caplog.text
+    )
+
+
+def test_the_average_is_what_is_meant_where_none_is_said_unless_a_checkpoint_is_newer(
+    finished, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[1].workdir, workdir)
+    for which, expected in (
+        (None, "average.6"),
+        ("latest", "6"),
+        ("average", "average.6"),
+        (4, "4"),
+    ):
+        assert load_model(workdir, which)[2] == expected
+    (workdir / "average" / "6").rename(workdir / "average" / "4")  # the run went on after it
+    assert load_model(workdir)[2] == "6"
+    (workdir / "average" / "4").rename(workdir / "average" / "6")
+    truncate(workdir / "average" / "6")
+    assert load_model(workdir)[2] == "6"
+    shutil.rmtree(workdir / "average")
+    assert load_model(workdir)[2] == "6"
 
 
 def change_about(checkpoint: Path, **values) -> None:

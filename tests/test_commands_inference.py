@@ -52,19 +52,25 @@ def one_device() -> jax.sharding.Mesh:
     return jax.sharding.Mesh(devices, axes, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
-def translator_of(workdir, checkpoint: str = "latest", **options) -> Translator:
+def translator_of(workdir, checkpoint: str | None = "latest", **options) -> Translator:
     """What a command translates with, here."""
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
     return Translator.from_workdir(workdir, checkpoint, mesh=mesh, **options)
 
 
 def the_error(result: subprocess.CompletedProcess) -> str:
-    """The one line on stderr of a command that failed as it should."""
+    """The one line on stderr of a command that failed as it should, behind that of its weights."""
     text = result.stderr.decode()
     assert result.returncode == 2, text
-    assert text.startswith("error: ") and text.count("\n") == 1, text
+    [error] = said(text)
+    assert error.startswith("error: ")
     assert not result.stdout
-    return text
+    return error
+
+
+def said(errors: str) -> list[str]:
+    """The lines on stderr, but for the first where it says which weights are used."""
+    return [line for line in errors.splitlines() if not line.startswith("weights: /")]
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +258,7 @@ def test_a_reader_that_leaves_early_causes_no_traceback(workdir):
         ["bash", "-c", command],
         input=text, capture_output=True, cwd=ROOT, check=False, timeout=300,
     )  # fmt: skip
-    assert (result.stdout, result.stderr) == (b"0\n", b"")
+    assert result.stdout == b"0\n" and said(result.stderr.decode()) == []
 
 
 def test_evaluate_prints_one_line_of_json(workdir):
@@ -266,7 +272,7 @@ def test_evaluate_prints_one_line_of_json(workdir):
     assert scores["bleu"] == pytest.approx(bleu.score, abs=1e-3)
     assert scores["bleu_interval"][0] <= scores["bleu_interval"][1]
     assert scores["signature"].startswith("nrefs:1|bs:1000|seed:12345|case:mixed|eff:no|tok:none")
-    assert scores["sentences"] == 4 and scores["step"] == 3
+    assert scores["sentences"] == 4 and scores["step"] == 3 and scores["checkpoint"] == "3"
     assert scores["chrf"] > 0 and scores["seconds"] > 0
     assert 30 < scores["perplexity"] < 200, "random weights guess among 64 pieces"
 
@@ -321,11 +327,12 @@ def test_perplexity_is_that_of_each_reference_and_no_other(config, workdir):
     assert math.exp(nats / tokens) == pytest.approx(whole, rel=1e-4)
 
 
-def test_average_writes_what_checkpoint_average_reads(workdir):
-    result = run("average", f"--workdir={workdir}", "--last=2")
+def test_average_writes_what_is_read_from_then_on(workdir, tmp_path):
+    folder = shutil.copytree(workdir, tmp_path / "run")  # the run folder is other tests', too
+    result = run("average", f"--workdir={folder}", "--last=2")
     assert result.returncode == 0, result.stderr.decode()
     assert Path(result.stdout.decode().strip()).is_dir()
-    old, new, mean = (translator_of(workdir, which).params for which in ("3", "7", "average"))
+    old, new, mean = (translator_of(folder, which).params for which in ("3", "7", None))
     jax.tree.map(
         lambda a, b, m: np.testing.assert_allclose(m, (a + b) / 2, rtol=1e-6), old, new, mean
     )
@@ -402,7 +409,7 @@ def test_every_weird_line_has_exactly_one_line_and_all_are_counted(workdir):
     assert len(lines) == len(WEIRD) + 1 and lines[-1] == ""
     assert lines[0] == lines[6] == ""
     assert len(result.stdout.decode().splitlines()) == len(WEIRD)
-    [summary] = result.stderr.decode().splitlines()
+    [summary] = said(result.stderr.decode())
     assert summary.startswith("9 lines: 2 empty, 1 cut to 32 tokens, 5 with characters that"), (
         summary
     )
@@ -426,7 +433,9 @@ def test_a_pipe_that_waits_for_an_answer_gets_it(workdir):
             assert (process.stdout.readline() == b"\n") == (line == b"\n")
         rest, errors = process.communicate(timeout=300)
         assert rest == b"" and process.returncode == 0
-        assert errors.startswith(b"3 lines: 1 empty")
+        weights, summary = errors.decode().splitlines()
+        assert weights == f"weights: {workdir} 7"
+        assert summary.startswith("3 lines: 1 empty")
 
 
 @pytest.mark.slow  # tests/inference/test_resumable.py has the law
@@ -496,7 +505,7 @@ def test_an_ensemble_of_run_folders_needs_one_vocabulary(workdir, tmp_path):
     shutil.copytree(workdir, other)
     pair = [str(workdir), str(other)]
     both = translator_of(pair, "7")
-    assert both.steps == (7, 7)
+    assert both.checkpoints == ("7", "7")
     assert both.translate(SOURCES) == translator_of(workdir, "7").translate(SOURCES)
     scores = evaluate(pair, load_text(workdir, "validation", *_files(tmp_path)), checkpoint="3,7")
     assert scores["step"] == "3+7+3+7" and scores["perplexity"] > 0

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from tensorboardX.proto import event_pb2
 
 from tests.processes import ROOT, command, environment
 from tests.small_runs import tiny, write_corpus
-from transformer_jax.checkpoints import load_params, saved_steps
+from transformer_jax.checkpoints import load_config, load_params, saved_steps
 from transformer_jax.config import resolve
 from transformer_jax.errors import UserError
 from transformer_jax.files import alone_in
 from transformer_jax.inference.translator import Translator
-from transformer_jax.run import claim, describe, run_training
+from transformer_jax.run import _signals, check_same, describe, run_training
 
 # Nothing to evaluate: neither a search nor a likelihood has to be compiled.
 ONLY_TRAINING = {"train": "train", "validation": "", "test": ""}
@@ -106,8 +107,52 @@ def test_a_folder_of_another_config_is_refused(finished, field, value):
     config = finished[0].copy_and_resolve_references()
     section, name = field.split(".")
     config[section][name] = value
+    workdir = finished[1].workdir
     with pytest.raises(UserError, match=rf"made with config\.{field}="):
-        claim(resolve(config), finished[1].workdir)
+        check_same(load_config(workdir), resolve(config), workdir)
+
+
+def test_a_run_goes_on_without_the_run_that_it_started_from(finished, tmp_path):
+    """Outside the main thread, as a server or a notebook's worker may train."""
+    config = finished[0].copy_and_resolve_references()
+    config.data.splits = ONLY_TRAINING
+    config.train.update(init_from=str(tmp_path / "first"), num_steps=2)
+    shutil.copytree(finished[1].workdir, tmp_path / "first")
+    worker = threading.Thread(target=run_training, args=(resolve(config), tmp_path / "run"))
+    worker.start()
+    worker.join()
+    assert saved_steps(tmp_path / "run") == [2]
+    (tmp_path / "first").rename(tmp_path / "moved")
+    config.train.num_steps = 3
+    assert run_training(resolve(config), tmp_path / "run").step == 3
+    config.train.update(init_from=str(tmp_path / "moved"), num_steps=4)
+    assert run_training(resolve(config), tmp_path / "run").step == 4
+    other = load_config(tmp_path / "moved").to_json().replace('"d_ff": 16', '"d_ff": 17')
+    (tmp_path / "moved" / "config.json").write_text(other)
+    with pytest.raises(UserError, match=r"made with config\.model\.d_ff=16, this config has 17"):
+        run_training(resolve(config), tmp_path / "run")
+
+
+def test_a_closed_terminal_ends_a_run_as_sigterm_does_but_not_under_nohup():
+    with _signals() as caught:
+        signal.raise_signal(signal.SIGHUP)
+    assert caught == [signal.SIGHUP]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _signals() as caught:
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert caught == []
+
+
+def test_a_folder_whose_checkpoints_would_be_lost_is_refused_before_anything_is_made(tmp_path):
+    config = resolve(tiny("nowhere/{split}.{lang}"))
+    with pytest.raises(
+        UserError, match=r"folder's name has brackets, as 'exp\[lr=5e-4\]' has; use"
+    ):
+        run_training(config, tmp_path / "exp[lr=5e-4]" / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mistake_before_the_first_checkpoint_can_be_mended(tmp_path):
@@ -134,9 +179,9 @@ def test_two_processes_do_not_train_in_one_folder(finished):
 
 
 @pytest.mark.slow  # tests/test_torture.py kills with both, too
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, sent):
-    """kill -9 and SIGTERM in the middle, then the same command: the undisturbed run's weights."""
+    """kill -9, SIGTERM or SIGHUP in the middle, then the same command: the undisturbed run's weights."""
     config = tiny(write_corpus(tmp_path / "corpus"))
     config.train.num_steps = 40
     config.train.eval_every = 100
@@ -166,8 +211,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, sent):
     _, errors = victim.communicate()
     reached = saved_steps(tmp_path / "killed")[-1]
     assert reached < 40, "the run was over before it could be killed"
-    assert victim.returncode == (-9 if sent == signal.SIGKILL else 128 + 15)
-    if sent == signal.SIGTERM:
+    assert victim.returncode == (-9 if sent == signal.SIGKILL else 128 + sent)
+    if sent != signal.SIGKILL:
         assert f"interrupted: step {reached} is saved" in errors
 
     resumed = subprocess.run(
@@ -238,12 +283,11 @@ def test_wrong_values_end_in_one_line_and_exit_code_2(tmp_path, flag, how, messa
     assert not result.stdout
     *notes, last = result.stderr.strip().splitlines()
     assert last.startswith("error: ") and message in last
-    assert all(note.startswith("learning a vocabulary of ") for note in notes)
+    assert all(note.startswith(("devices: ", "learning a vocabulary of ")) for note in notes)
 
 
 def test_without_a_workdir_the_run_lies_in_runs_under_the_configs_name(tmp_path):
-    config = tiny(write_corpus(tmp_path / "corpus"))
-    config.data.vocab_size = 30_000  # ends the run as soon as the folder is made
+    config = tiny("nowhere/{split}.{lang}")  # ends the run as soon as the folder is made
     *arguments, workdir = command(config, tmp_path / "unused")
     assert workdir.startswith("--workdir=")
     subprocess.run(
@@ -253,7 +297,7 @@ def test_without_a_workdir_the_run_lies_in_runs_under_the_configs_name(tmp_path)
         capture_output=True,
         check=False,
     )
-    assert (tmp_path / "runs" / "config_of_test" / "config.json").exists()
+    assert (tmp_path / "runs" / "config_of_test").is_dir()
 
 
 def test_help_of_main_explains_the_flags():

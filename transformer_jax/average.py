@@ -3,7 +3,8 @@
 
     python -m transformer_jax.average --workdir=runs/base --last=5
 
-Afterwards translate and evaluate read the average with --checkpoint=average.
+Training does so at its end, with config.train.keep. Afterwards translate, evaluate and score read the
+average, until the run goes on; --checkpoint=average means it in any case.
 """
 
 from collections.abc import Sequence

@@ -8,12 +8,15 @@
                                          params and about
 """
 
+import collections
 import contextlib
 import dataclasses
+import fnmatch
 import hashlib
 import itertools
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -48,6 +52,7 @@ class Checkpoints:
         """The last `keep` of those that are `every` steps apart stay, the newest, and the best."""
         self.workdir = workdir
         self._bytes = 0  # of the last state that was to be saved
+        self._unchecked: Path | None = None  # what was saved last, until it is known to be whole
         policy = _Preserved(workdir, every, keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy)
         self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
@@ -78,6 +83,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self.wait()
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with _told_as_user_error(_folder(self.workdir), self._bytes):
             self._manager.save(
@@ -88,15 +94,19 @@ class Checkpoints:
                     about=ocp.args.JsonSave(_about(self.workdir)),
                 ),
             )
+        self._unchecked = _folder(self.workdir) / str(step)
 
     def wait(self) -> None:
         """Until everything is on disk.
 
         Raises:
-          UserError: the last one could not be written.
+          UserError: the last one could not be written, or is not whole.
         """
         with _told_as_user_error(_folder(self.workdir), self._bytes):
             self._manager.wait_until_finished()
+            if self._unchecked and distributed.is_first():
+                _check_whole(self._unchecked)
+        self._unchecked = None
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, on the devices of the abstract state `like`.
@@ -116,6 +126,7 @@ class Checkpoints:
                         f"checkpoint {step} in {_folder(self.workdir)} has weights alone; train from "
                         f"them with --config.train.init_from={self.workdir} in another --workdir"
                     )
+                _check_whole(_folder(self.workdir) / str(step))
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
@@ -166,8 +177,8 @@ def _told_as_user_error(folder: Path, size: int) -> Iterator[None]:
         if distributed.lost_another(error):
             raise
         free = shutil.disk_usage(folder.parent).free
-        before = _steps_in(folder)
-        last = f"the last whole one is that of step {before[-1]}" if before else "none is before it"
+        before = next((step for step in _steps_in(folder)[::-1] if _is_whole(folder, step)), None)
+        last = f"the last whole one is that of step {before}" if before else "none is before it"
         full = free < size or re.search("no space|quota", str(error), re.IGNORECASE)
         remedy = "make room" if full else "mend that"
         raise UserError(
@@ -195,19 +206,29 @@ class _Preserved(preservation_policy.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def load_model(workdir: str | Path, which: str | int = "latest") -> tuple[Config, Transformer, int]:
-    """A run's config, its model with the weights of a checkpoint, and the checkpoint's step.
+def load_model(
+    workdir: str | Path, which: str | int | None = None
+) -> tuple[Config, Transformer, str]:
+    """A run's config, its model with the weights of a checkpoint, and which they are.
 
     The model's attention is the best one here, whatever it was trained with, maybe on another device.
-    `which`: "latest", "best" (by validation BLEU), "average" or a step.
+
+    Args:
+      workdir: the run folder.
+      which: "latest", "best" (by validation BLEU), "average" or a step. None: the average, unless there
+        is none or a checkpoint is newer; then the latest.
+
+    Returns:
+      The last one is a step, such as "3000", or "average.3000".
 
     Raises:
       UserError: no run folder, no such checkpoint, or none that can be read.
     """
     config = load_config(workdir)
-    step, params = load_params(workdir, which)
+    folder, params = _load(Path(workdir), which)
     here = dataclasses.replace(config.model, attention_implementation="auto")
-    return config, nnx.merge(model_structure(here), params), step
+    name = f"average.{folder.name}" if folder.parent.name == "average" else folder.name
+    return config, nnx.merge(model_structure(here), params), name
 
 
 def load_config(workdir: str | Path) -> Config:
@@ -224,19 +245,25 @@ def load_config(workdir: str | Path) -> Config:
         raise UserError(f"{path} cannot be used: {error}") from None
 
 
-def load_params(workdir: str | Path, which: str | int = "latest") -> tuple[int, Params]:
+def load_params(workdir: str | Path, which: str | int | None = "latest") -> tuple[int, Params]:
     """(step, weights) of a checkpoint, on one device; see `load_model`."""
-    workdir = Path(workdir)
+    folder, params = _load(Path(workdir), which)
+    return int(folder.name), params
+
+
+def _load(workdir: Path, which: str | int | None) -> tuple[Path, Params]:
+    """The folder and the weights of the best candidate that can be read."""
     like = abstract_params(load_config(workdir).model)
-    for folder, step in _candidates(workdir, which):
+    for folder in _candidates(workdir, which):
         try:
             _check_about(folder, workdir)
-            return step, _read(folder / "params", like)
+            return folder, _read(folder / "params", like)
         except UserError:
             raise
         except Exception as error:  # as in Checkpoints.restore
-            _warn_of_damage(workdir, step, error)
-    raise UserError(f"no checkpoint of {workdir} can be read with --checkpoint={which}")
+            _warn_of_damage(workdir, int(folder.name), error)
+    flag = "" if which is None else f" with --checkpoint={which}"
+    raise UserError(f"no checkpoint of {workdir} can be read{flag}")
 
 
 def load_state(workdir: Path, step: int, like: TrainState) -> TrainState:
@@ -317,6 +344,7 @@ def save_params(workdir: str | Path, step: int, params: Params) -> None:
 
 
 def _write_params(workdir: Path, folder: Path, params: Params) -> None:
+    check_folder(workdir)
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params), about=ocp.args.JsonSave(_about(workdir))
     )
@@ -330,6 +358,7 @@ def _write_params(workdir: Path, folder: Path, params: Params) -> None:
         ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
     ):
         checkpointer.save(folder, items, force=True)
+        _check_whole(folder)
 
 
 def averaged_steps(workdir: Path, config: Config) -> list[int]:
@@ -343,18 +372,22 @@ def saved_steps(workdir: Path) -> list[int]:
     return _steps_in(_folder(workdir))
 
 
-def _candidates(workdir: Path, which: str | int) -> list[tuple[Path, int]]:
-    """The checkpoints' folders, best first, with their steps."""
-    which = str(which)
+def _candidates(workdir: Path, which: str | int | None) -> list[Path]:
+    """The checkpoints' folders, best first."""
     steps = saved_steps(workdir)
+    averages = workdir.absolute() / "average"
+    averaged = [averages / str(step) for step in _steps_in(averages)[-1:]]
+    if which is None:
+        current = averaged if averaged and int(averaged[0].name) >= max(steps, default=0) else []
+        return [*current, *(_candidates(workdir, "latest") if steps or not current else [])]
+    which = str(which)
     if which == "average":
-        averaged = _steps_in(workdir.absolute() / "average")
         if not averaged:
             raise UserError(
                 f"{workdir} has no averaged checkpoint; write one with "
                 f"python -m transformer_jax.average --workdir={workdir} --last=5"
             )
-        return [(workdir.absolute() / "average" / str(averaged[-1]), averaged[-1])]
+        return averaged
     if not steps:
         raise UserError(f"{workdir} has no checkpoint yet; its training has not saved one")
     if which == "latest":
@@ -368,7 +401,7 @@ def _candidates(workdir: Path, which: str | int) -> list[tuple[Path, int]]:
             f"--checkpoint={which} does not exist in {workdir}; there are latest, best, average "
             f"and {', '.join(map(str, steps))}"
         )
-    return [(_folder(workdir) / str(step), step) for step in chosen]
+    return [_folder(workdir) / str(step) for step in chosen]
 
 
 def _best(workdir: Path, steps: list[int]) -> int:
@@ -441,8 +474,66 @@ def _check_about(checkpoint: Path, workdir: Path) -> None:
 
 
 def _read(folder: Path, like: Params) -> Params:
+    _check_arrays(folder)
     with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         return checkpointer.restore(folder, like)
+
+
+def _check_whole(checkpoint: Path) -> None:
+    """Raises: ValueError, unless what a restore needs of weights and moments is there."""
+    for item in ("params", "optimizer"):
+        if (checkpoint / item).exists():
+            _check_arrays(checkpoint / item)
+
+
+def _is_whole(folder: Path, step: int) -> bool:
+    try:
+        _check_whole(folder / str(step))
+    except Exception:  # of many kinds, see Checkpoints.restore
+        return False
+    return True
+
+
+def _check_arrays(folder: Path) -> None:
+    """Look for every chunk of the arrays that the folder should hold; none of them is read.
+
+    Orbax collects in one table what the processes wrote, and an array of which that lacks a chunk has
+    zeros there when it is read.
+
+    Raises:
+      ValueError: names the first array that is not whole.
+      OSError, KeyError: what says which arrays there are cannot be read.
+    """
+    leaves = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"]
+    store = tensorstore.KvStore.open(
+        {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    ).result()
+    keys = collections.Counter(key.decode().rpartition("/")[0] for key in store.list().result())
+    for leaf in leaves.values():
+        name = ".".join(str(part["key"]) for part in leaf["key_metadata"])
+        if name not in keys:
+            raise ValueError(f"{folder.name} lacks {name}")
+        array = json.loads(store.read(f"{name}/.zarray").result().value)
+        chunks = math.prod(map(math.ceil, np.divide(array["shape"], array["chunks"])))
+        if keys[name] != chunks + 1:  # and .zarray
+            raise ValueError(f"{folder.name} has {keys[name] - 1} of {chunks} parts of {name}")
+
+
+def check_folder(workdir: Path) -> None:
+    """Refuse a folder in which Orbax would save nothing that can be read.
+
+    Orbax looks for what the processes wrote with etils' `Path.glob`, which takes the folder's own name
+    for a pattern: [ab] is then an a or a b.
+
+    Raises:
+      UserError: names the part of the path.
+    """
+    for part in workdir.absolute().parts:
+        if not fnmatch.fnmatchcase(part, part):
+            raise UserError(
+                f"--workdir={workdir} cannot be used: Orbax loses checkpoints where a folder's name has "
+                f"brackets, as {part!r} has; use another, or a symbolic link to it"
+            )
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

@@ -16,6 +16,7 @@ import difflib
 import json
 import math
 import numbers
+import os
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -56,9 +57,17 @@ _SPLITS: Rule = (
 )
 
 
-def _field(default: Any, rule: Rule) -> Any:
-    """A field: its default, and what its value may be beyond its type."""
-    return dataclasses.field(default=default, metadata={"rule": rule})
+def _field(default: Any, rule: Rule, **metadata: Any) -> Any:
+    """A field: its default, and what its value may be beyond its type.
+
+    `before`: what a config.json means that does not have it, where that is not the default.
+    """
+    return dataclasses.field(default=default, metadata={"rule": rule, **metadata})
+
+
+def _place() -> Any:
+    """A field that names a file or folder; ~ is the home folder. Empty: none."""
+    return dataclasses.field(default="", metadata={"place": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +80,8 @@ class _Checked:
         for field in dataclasses.fields(self):
             name = f"{self._name}.{field.name}"
             value = _of_type(field.type, getattr(self, field.name), name)
+            if field.metadata.get("place"):
+                value = os.path.expanduser(value)  # noqa: PTH111  (Path's fails without a home)
             object.__setattr__(self, field.name, value)
             allowed, holds = field.metadata.get("rule", _ANY)
             if not holds(value):
@@ -129,7 +140,7 @@ class DataConfig(_Checked):
     _name = "config.data"
     # A TFDS name is such as wmt14_translate/de-en.
     source: str = _field("text", ("phrasebook, text or a TFDS name", bool))
-    path: str = ""  # of text: a template with {split} and {lang}, such as data/{split}.{lang}
+    path: str = _place()  # of text: a template with {split} and {lang}, such as data/{split}.{lang}
     splits: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"train": "train", "validation": "validation", "test": "test"},
         metadata={"rule": _SPLITS},
@@ -138,7 +149,7 @@ class DataConfig(_Checked):
     target_lang: str = "de"
     vocab_size: int = _field(37_000, _above(3))
     vocab_type: str = _field("bpe", _one_of("bpe", "unigram"))
-    vocab_path: str = ""  # a sentencepiece model to use instead of training one
+    vocab_path: str = _place()  # a sentencepiece model to use instead of training one
     max_length: int = _field(256, _above(1))  # longer sentences, in tokens and EOS, are left out
     batch_tokens: int = _field(25_000, _POSITIVE)  # a step's source positions, and as many target's
 
@@ -175,7 +186,7 @@ class TrainConfig(_Checked):
     keep: int = _field(5, _POSITIVE)  # the last checkpoints, which are averaged at the end
     accumulate: int = _field(1, _POSITIVE)  # a step's batch in so many pieces, to save memory
     seed: int = _field(0, _SEED)
-    init_from: str = ""  # a run folder: weights, architecture and vocabulary to start from
+    init_from: str = _place()  # a run folder: weights, architecture and vocabulary to start from
     label_smoothing: float = _field(0.1, _RATE)
     logits_chunk: int = _field(0, _NOT_NEGATIVE)  # tokens whose logits exist at once; 0: all
     on_bad_step: str = _field("stop", _one_of("stop", "skip"))  # see training/step.py, MOST_LOSS
@@ -227,6 +238,13 @@ RESUMABLE_FIELDS = {
 }
 
 
+# Of config.data, for learning a vocabulary: a folder that has one keeps them.
+LEARNING_FIELDS: tuple[str, ...] = ()
+
+# What may differ, too, as long as it leads to the same: the text, the vocabulary, the first weights.
+PLACES = {"data.path", "data.vocab_path", "train.init_from"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(_Checked):
     """Everything that a run is made of; `config.json` of its folder."""
@@ -269,13 +287,15 @@ class Config(_Checked):
 
 
 def _with_younger_fields(config: Any) -> Any:
-    """What an earlier version did not write, with the default that means: as it was then."""
+    """What an earlier version did not write, with the value that means: as it was then."""
     if not isinstance(config, Mapping):
         return config
     filled = dict(config)
     for section, defaults in dataclasses.asdict(Config()).items():
         if isinstance(config.get(section), Mapping):
-            filled[section] = {**defaults, **config[section]}
+            fields = dataclasses.fields(getattr(Config(), section))
+            then = {f.name: f.metadata["before"] for f in fields if "before" in f.metadata}
+            filled[section] = {**defaults, **then, **config[section]}
     return filled
 
 

@@ -25,7 +25,10 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run folder: made with --from, read with --to.", required=True
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "latest", "With --to, which weights: latest, best, average or a step."
+    "checkpoint",
+    None,
+    "With --to, which weights: latest, best, average or a step. By default the average, unless there is "
+    "none or a checkpoint is newer; then the latest.",
 )
 _PLATFORMS = flags.DEFINE_list(
     "platforms", ["cpu", "cuda", "tpu"], "With --to=stablehlo: cpu, cuda, rocm, tpu."

@@ -46,7 +46,7 @@ def evaluate(
     workdir: str | Path | Sequence[str | Path],
     text: Text,
     *,
-    checkpoint: str | int = "latest",
+    checkpoint: str | int | None = None,
     beam_size: int | None = None,
     alpha: float | None = None,
     precision: str | None = None,
@@ -69,16 +69,17 @@ def evaluate(
         text.sources, beam_size=beam_size, alpha=alpha, progress=progress
     )
     scores = score(translations, text.references, tokenize=tokenize, lowercase=lowercase)
-    step = "+".join(map(str, translator.steps))
+    name = "+".join(translator.checkpoints)
+    steps = name.replace("average.", "")
     if text.split:
-        label = f"average.{step}" if checkpoint == "average" else step
         first = workdir if isinstance(workdir, str | Path) else workdir[0]
-        write_translations(Path(first), text.split, label, translations)
+        write_translations(Path(first), text.split, name, translations)
     total_perplexity = perplexity(translator.score(text.sources, text.references))
     return {
         **scores,
         "perplexity": round(total_perplexity, 4) if math.isfinite(total_perplexity) else None,
-        "step": int(step) if step.isdecimal() else step,
+        "checkpoint": name,
+        "step": int(steps) if steps.isdecimal() else steps,
         "seconds": round(time.perf_counter() - start, 1),
     }
 

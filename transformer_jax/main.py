@@ -13,10 +13,12 @@ On many hosts the same command runs on each, with a --workdir that all of them s
 
     --coordinator=<host of process 0>:<port> --num_processes=<how many> --process_id=<0, 1, ...>
 
-Exit codes: 2 for what the user can mend, 143 after SIGTERM and 130 after SIGINT with all steps saved,
-75 if another process of the run died. After 143, 130 and 75 the same command goes on.
+Exit codes: 2 for what the user can mend; 143 after SIGTERM, 130 after SIGINT, 129 when the terminal was
+closed (SIGHUP), with all steps saved; 75 if another process of the run died. After all but 2 the same
+command goes on.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,34 +64,33 @@ def main(_: Sequence[str]) -> None:
     # After the flags: --help need not wait for JAX.
     from transformer_jax import distributed, runtime
 
-    runtime.set_up()
     processes = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     many = _DISTRIBUTED.value or any(value is not None for value in processes)
-    if many:
-        distributed.start(*processes)
-        runtime.quiet_unless_first()
-    from transformer_jax.run import Interrupted, describe, run_training, with_initial
+    runtime.set_up(join=lambda: distributed.start(*processes) if many else None)
+    from transformer_jax.run import Interrupted, describe, run_training, settled
 
     workdir = Path(_WORKDIR.value or Path("runs") / config_name())
     if _DRY_RUN.value:
         from transformer_jax.dry_run import dry_run
         from transformer_jax.training.sharding import make_mesh
 
-        config = with_initial(_config())
+        config = settled(_config(), workdir)
         print(dry_run(config, make_mesh(config.mesh)))
         return
     if _REPLAY_STEP.value is not None:
         from transformer_jax.replay import replay
 
-        print(replay(with_initial(_config()), workdir, _REPLAY_STEP.value))
+        print(replay(_config(), workdir, _REPLAY_STEP.value))
         return
     try:
         summary = run_training(_config(), workdir)
     except Interrupted as stop:
-        print(
-            f"interrupted: step {stop.step} is saved in {workdir}; the same command resumes",
-            file=sys.stderr,
-        )
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            print(
+                f"interrupted: step {stop.step} is saved in {workdir}; the same command resumes",
+                file=sys.stderr,
+                flush=True,
+            )
         sys.exit(128 + stop.signal_number)
     except BaseException as error:
         if many:

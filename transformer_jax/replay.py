@@ -15,7 +15,7 @@ from transformer_jax.data import pipeline
 from transformer_jax.data.batch import Tokens
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
-from transformer_jax.run import check_same, first_state, with_initial
+from transformer_jax.run import check_same, first_state, settled
 from transformer_jax.training.loop import put
 from transformer_jax.training.sharding import batch_ways, make_mesh
 from transformer_jax.training.step import (
@@ -47,7 +47,7 @@ def replay(config: Config, workdir: Path, step: int) -> str:
             "--replay_step needs one process; leave out --distributed and --coordinator, on one host, "
             "with a config.mesh that fits it"
         )
-    config = with_initial(config)
+    config = settled(config, workdir)
     check_same(load_config(workdir), config, workdir)
     mesh = make_mesh(config.mesh)
     before = max((saved for saved in saved_steps(workdir) if saved < step), default=0)

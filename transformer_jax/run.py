@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import signal
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,16 +13,17 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from transformer_jax import distributed
+from transformer_jax import distributed, runtime
 from transformer_jax.checkpoints import (
     Checkpoints,
     average,
     averaged_steps,
+    check_folder,
     load_config,
     load_params,
     saved_steps,
 )
-from transformer_jax.config import RESUMABLE_FIELDS, Config
+from transformer_jax.config import LEARNING_FIELDS, PLACES, RESUMABLE_FIELDS, Config
 from transformer_jax.data import pipeline
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation import make_likelihood, write_translations
@@ -59,10 +61,14 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
 
     Raises:
       UserError: something that the user can mend, in one line.
-      Interrupted: SIGINT or SIGTERM came; the state is saved.
+      Interrupted: SIGINT, SIGTERM or SIGHUP came; the state is saved. (Outside the main thread nothing
+        is told of signals.)
     """
+    runtime.show_log()
     workdir = Path(workdir)
-    config = with_initial(config)
+    check_folder(workdir)
+    log.info("devices: %s", runtime.devices())
+    config = settled(config, workdir)
     mesh = make_mesh(config.mesh)
     with contextlib.ExitStack() as held:
 
@@ -72,8 +78,11 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
             except OSError as error:
                 raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
             held.enter_context(alone_in(workdir))
-            claim(config, workdir)
+            made_with = _made_with(workdir)
+            if made_with:
+                check_same(made_with, config, workdir)
             pipeline.prepare(config, workdir)
+            write_whole(workdir / "config.json", config.to_json().encode())
 
         distributed.on_first(prepare)
         try:
@@ -95,54 +104,59 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
         return finish(config, mesh, dataset, workdir, step)
 
 
-def with_initial(config: Config) -> Config:
-    """The config with the architecture and the vocabulary of config.train.init_from, if that is set.
+def settled(config: Config, workdir: Path) -> Config:
+    """The config as a run in this folder has it: with what config.train.init_from and the folder decide.
 
-    What only training or the device decides, dropout and dtype, stays as the config has it.
+    The first run gives architecture and vocabulary; what only training or the device decides, dropout
+    and dtype, stays as the config has it. A folder with checkpoints has both already, so that the first
+    run need not be there any more, and keeps what its vocabulary was learned with.
 
     Raises:
-      UserError: it is no run folder.
+      UserError: config.train.init_from is no run folder.
     """
-    folder = config.train.init_from
-    if not folder:
-        return config
-    initial = load_config(folder).model
+    first, made_with = config.train.init_from, _made_with(workdir)
+    if first and made_with and made_with.train.init_from and not Path(first).exists():
+        log.info("config.train.init_from=%s is not there, and not needed any more", first)
+        config = _with_model_of(made_with, config, made_with.data.vocab_path)
+    elif first:
+        config = _with_model_of(load_config(first), config, str(Path(first) / "vocabulary.model"))
+    if made_with:
+        config = _with_learning_of(made_with, config, workdir)
+    return config
+
+
+def _with_model_of(initial: Config, config: Config, vocab_path: str) -> Config:
+    """The config with the architecture of another, and its vocabulary."""
     model = dataclasses.replace(
-        initial,
+        initial.model,
         dropout=config.model.dropout,
         attention_dropout=config.model.attention_dropout,
         activation_dropout=config.model.activation_dropout,
         dtype=config.model.dtype,
     )
-    longest = initial.max_length if initial.positions == "learned" else config.data.max_length
+    learned = initial.model.positions == "learned"
+    longest = initial.model.max_length if learned else config.data.max_length
     data = dataclasses.replace(
         config.data,
-        vocab_size=initial.vocab_size,
-        vocab_path=str(Path(folder) / "vocabulary.model"),
+        vocab_size=initial.model.vocab_size,
+        vocab_path=vocab_path,
         max_length=min(config.data.max_length, longest),
     )
     return dataclasses.replace(config, model=model, data=data)
 
 
-def claim(config: Config, workdir: Path) -> None:
-    """Write the folder's config.json, or check that the one there trains the same model.
+def _with_learning_of(made_with: Config, config: Config, workdir: Path) -> Config:
+    """The config with what the folder's vocabulary was learned with, which nothing reads again."""
+    kept = {name: getattr(made_with.data, name) for name in LEARNING_FIELDS}
+    for name, value in kept.items():
+        if value != (asked := getattr(config.data, name)):
+            log.warning("config.data.%s stays %r in %s, not %r", name, value, workdir, asked)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **kept))
 
-    A folder without checkpoints takes any config: what failed before the first one can be mended.
 
-    Raises:
-      UserError: the folder's checkpoints were made by another config, or it cannot be written.
-    """
-    path = workdir / "config.json"
-    if saved_steps(workdir):
-        check_same(load_config(workdir), config, workdir)
-    elif path.exists():
-        try:
-            same_data = load_config(workdir).data == config.data
-        except UserError:
-            same_data = False
-        if not same_data:
-            (workdir / "vocabulary.model").unlink(missing_ok=True)
-    write_whole(path, config.to_json().encode())
+def _made_with(workdir: Path) -> Config | None:
+    """The config that the folder's checkpoints were made with, if it has any."""
+    return load_config(workdir) if saved_steps(workdir) else None
 
 
 def check_same(old: Config, new: Config, workdir: Path) -> None:
@@ -156,7 +170,8 @@ def check_same(old: Config, new: Config, workdir: Path) -> None:
         for field in dataclasses.fields(before):
             name = f"{section}.{field.name}"
             was, now = getattr(before, field.name), getattr(after, field.name)
-            if was != now and name not in RESUMABLE_FIELDS:
+            moved = name in PLACES and was and now  # whether to the same is looked at elsewhere
+            if was != now and name not in RESUMABLE_FIELDS and not moved:
                 raise UserError(
                     f"{workdir} was made with config.{name}={was!r}, this config has {now!r}; "
                     "use another --workdir, or the value that it was made with"
@@ -267,6 +282,7 @@ def _evaluator(
                 model, dataset.vocabulary, config.decode, config.data.max_length, mesh=mesh
             )
         step = int(state.step)
+        log.info("step %d  translating %d lines of the validation split", step, len(text[0]))
         hypotheses = translator.with_params(state.params).translate(text[0], before_batch=go_on)
         write_translations(workdir, "validation", step, hypotheses)
         bleu = score(hypotheses, text[1], bootstrap=0)["bleu"]
@@ -289,6 +305,7 @@ def finish(
     text = dataset.text("test")
     if text is None:
         return Summary(workdir, step, None, [])
+    log.info("translating %d lines of the test split", len(text[0]))
     hypotheses = Translator.from_workdir(workdir, "average", mesh=mesh).translate(text[0])
     write_translations(workdir, "test", f"average.{step}", hypotheses)
     examples = list(zip(text[0], hypotheses, text[1], strict=True))[:: max(1, len(text[0]) // 5)]
@@ -300,8 +317,14 @@ def finish(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The list that SIGINT and SIGTERM are added to; a second SIGINT interrupts at once."""
+    """The list that signals which end a run are added to; a second SIGINT interrupts at once.
+
+    Outside the main thread Python lets nobody listen, and the list stays empty.
+    """
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
 
     def note(number: int, _: types.FrameType | None) -> None:
         if caught and number == signal.SIGINT:
@@ -309,7 +332,11 @@ def _signals() -> Iterator[list[int]]:
         caught.append(number)
         log.warning("signal %d: saving after this step", number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # of a terminal that is closed; not on Windows
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
+        numbers.append(hangup)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     finally:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a command sets up before it computes: the compilation cache; on a CPU, devices and allocator."""
 
+import collections
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -8,35 +9,96 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import absl.logging
 import jax
+
+from transformer_jax.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 # glibc's names for what mallopt changes (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _MOST_CPU_DEVICES = 4  # each has the weights and the optimizer's state in memory
 
 
-def set_up() -> None:
-    """Call once, at a command's start and before JAX makes its first array."""
-    handler = logging.StreamHandler()  # to stderr
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("transformer_jax")
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    package.propagate = False
+def set_up(join: Callable[[], None] = lambda: None) -> None:
+    """Call at a command's start, before JAX makes its first array; in a notebook any time.
+
+    `join`: joins the other processes of a run, if there are any.
+
+    Raises:
+      UserError: JAX cannot use a device here, or not those that JAX_PLATFORMS names.
+    """
+    logging.getLogger("transformer_jax").propagate = False  # absl's handler prefixes time and file
+    show_log()
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every move at INFO
     _hide_tracebacks_of_threads()
+    _prepare_cpu()
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        _keep_compiled()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    join()
+    devices()  # an error, if there are none
+    if jax.process_index():
+        # One process of many tells how the run goes; the others only what is wrong.
+        logging.getLogger("transformer_jax").setLevel(logging.WARNING)
+
+
+def show_log() -> None:
+    """Let the package's log be seen on stderr, unless it goes somewhere already."""
+    package = logging.getLogger("transformer_jax")
+    if package.level == logging.NOTSET:
+        package.setLevel(logging.INFO)
+    if not package.hasHandlers():
+        handler = logging.StreamHandler()  # to stderr
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
+
+
+def _prepare_cpu() -> None:
+    """Devices and allocator; once JAX runs, in a notebook, they stay as they are."""
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", cpu_devices(_cores()))
+        try:
+            jax.config.update("jax_num_cpu_devices", cpu_devices(_cores()))
+        except RuntimeError:
+            return
     crowded = jax.config.values["jax_num_cpu_devices"] > _cores()
     if sys.platform == "linux" and not _has_accelerator_plugin() and not crowded:
         keep_freed_memory()
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "transformer_jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _keep_compiled() -> None:
+    """Have JAX keep compiled programs in the user's cache, if the user has a home."""
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111  (Path's fails without a home)
+    cache = os.environ.get("XDG_CACHE_HOME") or home
+    if cache.startswith("~"):
+        log.warning(
+            "there is no home folder, so compiled programs are not kept; JAX_COMPILATION_CACHE_DIR=... "
+            "names a folder for them"
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "transformer_jax"))
+
+
+def devices() -> str:
+    """The devices of all processes, such as "2 x cpu" or "8 x TPU v5 lite".
+
+    Raises:
+      UserError: JAX cannot use a device here, or not those that JAX_PLATFORMS names.
+    """
+    try:
+        kinds = collections.Counter(device.device_kind for device in jax.devices())
+    except (RuntimeError, AssertionError) as error:  # how JAX says that a platform is not there
+        asked = jax.config.values["jax_platforms"]
+        named = f"of JAX_PLATFORMS={asked}" if asked else "that it found"
+        raise UserError(
+            f"JAX cannot use the devices {named} ({first_line(error)}); free them or install what they "
+            "need, such as jax[cuda13], or set JAX_PLATFORMS=cpu"
+        ) from None
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
 
 
 def cpu_devices(cores: int) -> int:
@@ -55,12 +117,6 @@ def _cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system
         return os.cpu_count() or 1
-
-
-def quiet_unless_first() -> None:
-    """One process of many tells how the run goes; the others only what is wrong."""
-    if jax.process_index():
-        logging.getLogger("transformer_jax").setLevel(logging.WARNING)
 
 
 def _hide_tracebacks_of_threads() -> None:

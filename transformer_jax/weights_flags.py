@@ -12,8 +12,9 @@ WORKDIR = flags.DEFINE_multi_string(
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
-    "latest",
-    "Which weights: latest, best (by BLEU on the validation split), average (written by "
-    "python -m transformer_jax.average), or a step, such as 2000. Several, as in latest,best,2000, "
-    "are an ensemble: their probabilities are averaged.",
+    None,
+    "Which weights: latest, best (by BLEU on the validation split), average (written at the end of "
+    "training, or by python -m transformer_jax.average), or a step, such as 2000. By default the average, "
+    "unless there is none or a checkpoint is newer; then the latest. Several, as in latest,best,2000, are "
+    "an ensemble: their probabilities are averaged.",
 )

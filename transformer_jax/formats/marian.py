@@ -80,7 +80,7 @@ def import_folder(folder: str | Path, workdir: str | Path) -> None:
 
 
 def export_folder(
-    workdir: str | Path, folder: str | Path, checkpoint: str | int = "latest"
+    workdir: str | Path, folder: str | Path, checkpoint: str | int | None = None
 ) -> None:
     """Write a run's model as a folder that MarianMTModel, MarianTokenizer and CTranslate2 load.
 

@@ -45,7 +45,7 @@ _FORMAT = 1
 def export_folder(
     workdir: str | Path,
     folder: str | Path,
-    checkpoint: str | int = "latest",
+    checkpoint: str | int | None = None,
     *,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> None:

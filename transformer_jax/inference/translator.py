@@ -4,6 +4,7 @@
 import copy
 import dataclasses
 import hashlib
+import logging
 import math
 import re
 import sys
@@ -38,6 +39,8 @@ from transformer_jax.inference.padding import (
 )
 from transformer_jax.model.decoding import SearchWeights
 from transformer_jax.model.transformer import Transformer
+
+log = logging.getLogger(__name__)
 
 Params = Any  # the model's weights, nested by module and parameter name
 LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # all that str.splitlines knows
@@ -82,7 +85,7 @@ class Translator:
         self.vocabulary, self.decode, self.mesh = vocabulary, decode, mesh
         self.precision = precision
         self._made: Any = None  # see _search_weights
-        self.steps: tuple[int, ...] = ()  # after how many training steps, if from_workdir knows
+        self.checkpoints: tuple[str, ...] = ()  # such as "3000" or "average.3000", of from_workdir
         # A table of learned positions has no rows behind its last.
         members = model.models if isinstance(model, Ensemble) else [model]
         self.longest_output: int | float = min(
@@ -96,7 +99,7 @@ class Translator:
     def from_workdir(
         cls,
         workdir: str | Path | Sequence[str | Path],
-        checkpoint: str | int = "latest",
+        checkpoint: str | int | None = None,
         *,
         mesh: Mesh | None = None,
         precision: str | None = None,
@@ -107,6 +110,7 @@ class Translator:
           workdir: the run folder; several make an ensemble.
           checkpoint: "latest", "best" (by validation BLEU), "average" or a step; several, as in
             "latest,best,3000", make an ensemble, with those of every run folder. A step may be an int.
+            None: the average that the run wrote at its end, unless a checkpoint is newer; else the latest.
           mesh: the devices that share the sentences, of all processes that make this call. None: all
             devices of this one.
           precision: see `Translator`.
@@ -117,14 +121,11 @@ class Translator:
         from transformer_jax import checkpoints  # here: a search alone needs no Orbax
 
         workdirs = [workdir] if isinstance(workdir, str | Path) else list(workdir)
-        configs, models, steps = zip(
-            *(
-                checkpoints.load_model(folder, which.strip())
-                for folder in workdirs
-                for which in str(checkpoint).split(",")
-            ),
-            strict=True,
-        )
+        wanted = [None] if checkpoint is None else str(checkpoint).replace(" ", "").split(",")
+        loaded = [checkpoints.load_model(folder, each) for folder in workdirs for each in wanted]
+        configs, models, names = zip(*loaded, strict=True)
+        pairs = zip((folder for folder in workdirs for _ in wanted), names, strict=True)
+        log.info("weights: %s", ", ".join(f"{folder} {name}" for folder, name in pairs))
         vocabulary = _common_vocabulary(workdirs)
         if mesh is None:
             mesh = Mesh(jax.local_devices(), ("data",))
@@ -136,7 +137,7 @@ class Translator:
             mesh=mesh,
             precision=precision,
         )
-        translator.steps = steps
+        translator.checkpoints = names
         everywhere = jax.NamedSharding(mesh, PartitionSpec())
 
         def replicate(leaf: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 """The training loop: steps, and what happens between them."""
 
 import collections
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ from transformer_jax.training.metrics import MetricsWriter, Progress
 from transformer_jax.training.optimizer import learning_rate
 from transformer_jax.training.sharding import batch_sharding
 from transformer_jax.training.step import TrainState, make_train_step
+
+_logger = logging.getLogger(__name__)
 
 _MOST_SKIPPED = 50  # steps in a row: from there on the weights are at fault, not the batches
 
@@ -50,12 +53,16 @@ def train(
     train_step = make_train_step(config, mesh)
     start = int(state.step)
     in_flight = _InFlight(config, start, steps_ahead(mesh))
+    shapes: set[tuple[int, ...]] = set()
     with Progress(start, timing.num_steps) as progress, _Log(config, writer, progress) as log:
         if evaluate_first:
             with log.paused():
                 writer.write(start, evaluate(state))
         for step in range(start + 1, timing.num_steps + 1):
             batch = put(next(batches), mesh)
+            if batch.source.ids.shape not in shapes:
+                shapes.add(batch.source.ids.shape)
+                _logger.info("compiling the step for batches of %d x %d", *batch.source.ids.shape)
             state, sums = train_step(state, batch)
             log.add(batch, sums)
             in_flight.add(sums)
