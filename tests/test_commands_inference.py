@@ -327,9 +327,10 @@ def test_perplexity_is_that_of_each_reference_and_no_other(config, workdir):
     assert math.exp(nats / tokens) == pytest.approx(whole, rel=1e-4)
 
 
-def test_average_writes_what_is_read_from_then_on(workdir, tmp_path):
+def test_average_writes_what_is_read_from_then_on(workdir, tmp_path, monkeypatch):
     folder = shutil.copytree(workdir, tmp_path / "run")  # the run folder is other tests', too
-    result = run("average", f"--workdir={folder}", "--last=2")
+    monkeypatch.setenv("HOME", str(tmp_path))  # of --workdir=~/run, in which a shell leaves the ~
+    result = run("average", "--workdir=~/run", "--last=2")
     assert result.returncode == 0, result.stderr.decode()
     assert Path(result.stdout.decode().strip()).is_dir()
     old, new, mean = (translator_of(folder, which).params for which in ("3", "7", None))

@@ -209,6 +209,14 @@ def test_the_config_of_an_older_run_is_read():
     assert Config.from_json(json.dumps(written)) == resolve(get_config("demo"))
 
 
+def test_the_home_folder_may_be_written_as_a_shell_has_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    data = DataConfig(path="~/text/{split}.{lang}", vocab_path="runs/~/vocabulary.model")
+    assert data.path == "/home/me/text/{split}.{lang}"
+    assert data.vocab_path == "runs/~/vocabulary.model"
+    assert TrainConfig(init_from="~/runs/first").init_from == "/home/me/runs/first"
+
+
 def test_unknown_and_missing_fields_are_named():
     values = default_config().to_dict()
     values["model"]["num_layer"] = 3

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from transformer_jax.errors import run_command
+from transformer_jax.path_flags import define_path
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run folder that training wrote.", required=True
-)
+_WORKDIR = define_path("workdir", "The run folder that training wrote.", required=True)
 _LAST = flags.DEFINE_integer(
     "last", 5, "How many checkpoints; the paper: 5 for base, 20 for big.", lower_bound=1
 )

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from transformer_jax.errors import UserError, run_command
+from transformer_jax.path_flags import define_path
 
 _FROM = flags.DEFINE_enum("from", None, ["huggingface"], "The format of --input.")
 _TO = flags.DEFINE_enum("to", None, ["huggingface", "stablehlo"], "The format of --output.")
-_INPUT = flags.DEFINE_string("input", None, "The folder to read, with --from.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write, with --to.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run folder: made with --from, read with --to.", required=True
+_INPUT = define_path("input", "The folder to read, with --from.")
+_OUTPUT = define_path("output", "The folder to write, with --to.")
+_WORKDIR = define_path(
+    "workdir", "The run folder: made with --from, read with --to.", required=True
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",

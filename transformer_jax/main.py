@@ -28,6 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from transformer_jax import errors
+from transformer_jax.path_flags import define_path
 
 if TYPE_CHECKING:
     from transformer_jax.config import Config
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run's config, a Python file: configs/demo.py, configs/base.py, ..."
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run folder; by default runs/<name of the config file>."
-)
+_WORKDIR = define_path("workdir", "The run folder; by default runs/<name of the config file>.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of many processes, as SLURM, GKE or a TPU slice started them."
 )

@@ -3,9 +3,10 @@
 
 from absl import flags
 
-WORKDIR = flags.DEFINE_multi_string(
+from transformer_jax.path_flags import define_paths
+
+WORKDIR = define_paths(
     "workdir",
-    None,
     "The run folder that training wrote. Given several times: an ensemble of runs that have one "
     "vocabulary.",
     required=True,
