@@ -18,11 +18,11 @@ from typing import Any
 import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from tqdm import tqdm
 
 from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
+from transformer_jax.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def _write(
     lengths: list[np.ndarray] = []
     counts = {"pairs": 0, "empty": 0, "over-long": 0}
     writer = ArrayRecordWriter(str(folder / "pairs.array_record"), _WRITER_OPTIONS)
-    progress = tqdm(total=len(corpus), unit="pair", desc=f"tokenising {folder.stem}", disable=None)
+    progress = Bar(len(corpus), "pairs", f"tokenising {folder.stem}")
     for chunk in _chunks(iter(corpus)):
         kept = _not_empty(chunk, counts)
         kept = _not_endless(kept, max_length * _MOST_CHARACTERS_A_TOKEN, counts)

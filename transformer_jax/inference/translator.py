@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from transformer_jax.config import PRECISIONS, DecodeConfig
 from transformer_jax.data.batch import EOS
@@ -38,6 +36,7 @@ from transformer_jax.inference.padding import (
 )
 from transformer_jax.model.decoding import SearchWeights
 from transformer_jax.model.transformer import Transformer
+from transformer_jax.progress import Bar
 
 Params = Any  # the model's weights, nested by module and parameter name
 LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # all that str.splitlines knows
@@ -177,15 +176,14 @@ class Translator:
           lines: one sentence each.
           beam_size: W; 1 is greedy search.
           alpha: the length penalty's exponent.
-          progress: show a bar when stderr is a terminal.
+          progress: show a bar, on a terminal or in a notebook; see `Bar`.
           before_batch: called before each batch; what it raises ends the translation.
 
         Raises:
           UserError: a setting out of its range, or lines that are no list of str.
         """
         options = SearchOptions(beam_size=beam_size, alpha=alpha)
-        hidden = not (progress and sys.stderr.isatty())
-        with tqdm(total=len(lines), unit=" sentences", disable=hidden) as bar:
+        with Bar(len(lines), "sentences", shown=progress) as bar:
             found = self.search(lines, options, before_batch=before_batch, after_batch=bar.update)
         return [hypotheses[0].text for hypotheses in found]
 
