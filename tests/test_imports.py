@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports point down: data and model know nothing of training and inference, and so on."""
+"""Imports point down: data and model know nothing of training and inference, and so on.
+
+What is heavy, or not there on every system, is imported where it is used.
+"""
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +20,7 @@ ALLOWED = {
         "transformer_jax.config",
         "transformer_jax.errors",
         "transformer_jax.files",
+        "transformer_jax.progress",
     },
     "transformer_jax/model": {
         "attention_kernels",
@@ -27,6 +34,7 @@ ALLOWED = {
         "transformer_jax.errors",
         "transformer_jax.files",
         "transformer_jax.model",
+        "transformer_jax.progress",
     },
     "transformer_jax/inference": {
         "transformer_jax.checkpoints",
@@ -35,6 +43,7 @@ ALLOWED = {
         "transformer_jax.errors",
         "transformer_jax.files",
         "transformer_jax.model",
+        "transformer_jax.progress",
     },
     "kernels/attention_kernels": set(),
     "configs": {"transformer_jax.config"},
@@ -79,3 +88,92 @@ def test_nothing_imports_tensorflow_or_torch():
             if isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
             assert not {name.split(".")[0] for name in names} & {"tensorflow", "torch"}, path
+
+
+def imported_at_once(module: str) -> set[str]:
+    """What importing a module of ours imports, of ours and of others."""
+    found, ahead = set(), [module]
+    while ahead:
+        name = ahead.pop()
+        file = ROOT / name.replace(".", "/")
+        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        if name in found:
+            continue
+        found.add(name)
+        if file.exists():
+            ahead += imports_of(ast.parse(file.read_text(encoding="utf-8")))
+    return found
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Names that are imported when the module is, not in functions or for type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif not isinstance(node, ast.FunctionDef | ast.Lambda):
+            yield from imports_of(node)
+
+
+NOT_FOR_HELP = {"jax", "flax", "numpy"}
+ONLY_TO_TRAIN = {"grain", "array_record", "tensorflow_datasets", "tensorboardX"}
+ONLY_WITH_A_FOLDER = {*ONLY_TO_TRAIN, "orbax", "sacrebleu"}
+
+
+@pytest.mark.parametrize(
+    "module, others",
+    [
+        *((command, NOT_FOR_HELP) for command in ("main", "translate", "evaluate", "score")),
+        *((command, NOT_FOR_HELP) for command in ("average", "convert")),
+        ("inference.translator", ONLY_WITH_A_FOLDER),
+        ("inference.streaming", ONLY_WITH_A_FOLDER),
+        ("checkpoints", {*ONLY_TO_TRAIN, "sacrebleu"}),
+        ("evaluation", ONLY_TO_TRAIN),
+        ("run", {"tensorflow_datasets"}),
+    ],
+)
+def test_what_is_heavy_is_imported_by_whoever_needs_it(module, others):
+    found = {name.split(".")[0] for name in imported_at_once(f"transformer_jax.{module}")}
+    assert {"transformer_jax", "absl"} <= found, "the walk is broken"
+    assert not found & others
+
+
+def test_nor_does_it_come_with_what_others_import():
+    """One process that imports more and more."""
+    steps = [
+        ("transformer_jax", [*ONLY_WITH_A_FOLDER, *NOT_FOR_HELP, "tqdm"]),
+        ("transformer_jax.inference.translator", [*ONLY_WITH_A_FOLDER, "scipy", "pyarrow"]),
+        ("transformer_jax.evaluation, transformer_jax.checkpoints", [*ONLY_TO_TRAIN, "pyarrow"]),
+    ]
+    lines = ["import sys"]
+    for modules, others in steps:
+        lines += [f"import {modules}", f"print([x for x in {others} if x in sys.modules])"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split("\n") == ["[]", "[]", "[]", ""]
+
+
+def test_what_only_posix_has_is_imported_with_another_way_out():
+    posix = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}
+    for path in sorted((ROOT / "transformer_jax").glob("**/*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tried = {
+            name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Try)
+            for statement in node.body
+            for name in imports_of(ast.Module([statement], []))
+        }
+        everywhere = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert everywhere & posix <= tried, path

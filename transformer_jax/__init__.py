@@ -45,6 +45,8 @@ cache), of a model of this package or of another. The docstrings have the rest.
 """
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -112,12 +114,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    return getattr(home, "ModelConfig" if name == "TransformerConfig" else name)
+if not TYPE_CHECKING:  # to a type checker it would make a name of every misspelling
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        return getattr(home, "ModelConfig" if name == "TransformerConfig" else name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# The wheel has a copy of attention_kernels, for where that is not installed by itself. Its .pth file leads
+# there, but Python reads those of site-packages only, not of folders such as pip install --target makes.
+_BUNDLED = Path(__file__).parent / "_bundled"
+if _BUNDLED.is_dir() and str(_BUNDLED) not in sys.path:
+    sys.path.append(str(_BUNDLED))

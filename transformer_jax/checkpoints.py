@@ -36,7 +36,6 @@ from transformer_jax import distributed
 from transformer_jax.config import RESUMABLE_FIELDS, Config, ConfigError, ModelConfig
 from transformer_jax.errors import UserError, first_line
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.sharding import spread
 from transformer_jax.training.step import Params, TrainState, model_structure
 
@@ -415,6 +414,8 @@ def _best(workdir: Path, steps: list[int]) -> int:
 
 def _scores(workdir: Path, steps: Sequence[int]) -> dict[int, float]:
     """The validation BLEU of those of these steps that were evaluated."""
+    from transformer_jax.training.metrics import read_metrics  # here: it comes with tensorboardX
+
     scores = {
         entry["step"]: entry["eval/bleu"]
         for entry in read_metrics(workdir)

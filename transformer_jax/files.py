@@ -4,13 +4,17 @@
 import codecs
 import contextlib
 import errno
-import fcntl
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from transformer_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +64,13 @@ def lock(file: IO[Any]) -> None:
       BlockingIOError: another one has.
     """
     try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "no locks")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        log.warning("the file system of %s has no locks; let no other process use it", file.name)
+        log.warning("%s cannot be locked here; let no other process use it", file.name)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,9 @@
     python -m transformer_jax.main --config=configs/multi30k.py \\
         --config.data.path='data/{split}.{lang}' --workdir=runs/m30k
 
+The package comes with configs/base.py, big.py, demo.py and multi30k.py; a file of that name in the current
+folder is used instead. Any other Python file with such a get_config() will do.
+
 Any value of the config is overridden by --config.<section>.<name>=<value>. The same command again
 resumes after the last checkpoint, and does nothing but score once the run is finished.
 
@@ -22,12 +25,13 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from transformer_jax import errors
+from transformer_jax import configs, errors
 from transformer_jax.path_flags import define_path
 
 if TYPE_CHECKING:
@@ -36,6 +40,33 @@ if TYPE_CHECKING:
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run's config, a Python file: configs/demo.py, configs/base.py, ..."
 )
+
+
+class _ConfigParser(ConfigFileFlagParser):
+    """ml_collections', which also finds the package's own configs, and says at once what is wrong."""
+
+    def parse(self, path: str) -> Any:
+        """What the file's get_config() returns; for PATH:VARIANT it is given the variant."""
+        name, *variant = path.split(":", 1)
+        file = configs.find(name)
+        try:
+            config = super().parse(":".join([str(file), *variant]))
+            if hasattr(config, "items"):  # raises what ml_collections keeps for later, an OSError
+                return config
+            wrong = f"has a get_config() that returns {type(config).__name__}, no config"
+        except OSError as error:
+            wrong = f"cannot be read: {error.__cause__ or error}"
+        except (TypeError, ValueError) as error:  # their messages have a whole traceback in front
+            wrong = f"cannot be loaded: {str(error).strip().splitlines()[-1]}"
+        except AttributeError as error:
+            if error.name != "get_config":
+                raise
+            wrong = "has no get_config()"
+        raise errors.UserError(f"--config={path} {wrong}; configs/demo.py is an example")
+
+
+# DEFINE_config_file takes none.
+flags.FLAGS["config"].parser = _ConfigParser("config")
 _WORKDIR = define_path("workdir", "The run folder; by default runs/<name of the config file>.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of many processes, as SLURM, GKE or a TPU slice started them."
@@ -103,13 +134,7 @@ def _config() -> "Config":
     """The checked config that the flags give."""
     from transformer_jax.config import resolve
 
-    try:
-        return resolve(_CONFIG.value.to_dict())
-    except OSError:  # how config_flags says, late, that there is no such file
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise errors.UserError(
-            f"--config={path} cannot be read; give a Python file, such as configs/demo.py"
-        ) from None
+    return resolve(_CONFIG.value)
 
 
 def config_name() -> str:

@@ -2,6 +2,7 @@
 """A batch: the only thing that the data side hands to training."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,8 +26,8 @@ class Tokens:
     positions: Any  # of the token in its sentence, from 0
 
     @classmethod
-    def of(cls, ids: ArrayLike) -> "Tokens":
-        """One sentence a row, from its token ids [B, S]; PAD behind its end."""
+    def of(cls, ids: ArrayLike | Sequence[Sequence[int]]) -> "Tokens":
+        """One sentence a row, from its token ids [B, S]; PAD behind its end, as rows are equally long."""
         ids = jnp.asarray(ids, jnp.int32)
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         return cls(ids, (ids != PAD).astype(jnp.int32), jnp.where(ids != PAD, positions, 0))

@@ -2,11 +2,10 @@
 """From a config to batches: vocabulary, tokenised corpora, and Grain's loading threads."""
 
 import dataclasses
+import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-
-import grain
 
 from transformer_jax.config import Config
 from transformer_jax.data import corpora
@@ -47,6 +46,7 @@ def prepare(config: Config, workdir: Path) -> Dataset:
     Raises:
       UserError: the corpus or the vocabulary cannot be used.
     """
+    _check_records()
     data = config.data
     (workdir / "data").mkdir(parents=True, exist_ok=True)
     train = corpora.load(data, "train")
@@ -63,6 +63,15 @@ def prepare(config: Config, workdir: Path) -> Dataset:
     folder = workdir / "data" / "train"
     tokens = tokenize(train, vocabulary, max_length=data.max_length, folder=folder)
     return Dataset(vocabulary, tokens, workdir)
+
+
+def _check_records() -> None:
+    """Raises: UserError, where there is no array_record, which has no wheel for Windows."""
+    if importlib.util.find_spec("array_record") is None:
+        raise UserError(
+            "array_record, which training keeps its data in, is not installed; on Windows there is none: "
+            "train under WSL 2, and translate anywhere"
+        )
 
 
 def prepared(config: Config, workdir: Path) -> Dataset:
@@ -99,6 +108,8 @@ def training_batches(
     processes or devices there are, but for empty rows at its end: their number is a multiple of
     `rows_multiple`.
     """
+    import grain  # here: an evaluation reads text alone, and needs neither Grain nor records
+
     if rows_multiple % share.of:
         raise ValueError(f"{rows_multiple=} must be a multiple of {share.of=}")
     plan = BatchPlan(

@@ -8,7 +8,6 @@ TFDS puts them, ~/tensorflow_datasets or the environment's TFDS_DATA_DIR.
 import importlib.resources.abc
 import importlib.util
 import os
-import resource
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -117,6 +116,10 @@ def _do_without_tensorflow() -> None:
 
 def _allow_open_files() -> None:
     """TFDS sorts large data sets through 1,000 files open at once; many systems allow 1,024."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -13,16 +13,17 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
-from tqdm import tqdm
 
 from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
+from transformer_jax.progress import Bar
+
+if TYPE_CHECKING:
+    import grain
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class TokenizedCorpus:
 
     lengths: np.ndarray  # [n, 2]: source and target tokens
     report: dict[str, Any]
-    records: grain.sources.ArrayRecordDataSource
+    records: "grain.sources.ArrayRecordDataSource"
 
     @classmethod
     def load(cls, folder: Path) -> "TokenizedCorpus":
@@ -51,6 +52,8 @@ class TokenizedCorpus:
         Raises:
           UserError: it has not, or not to the end.
         """
+        import grain  # here, as ArrayRecordWriter below: see pipeline.training_batches
+
         try:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             lengths = np.load(folder / "lengths.npy", mmap_mode="r")
@@ -131,10 +134,12 @@ def _write(
     corpus: Corpus, vocabulary: Vocabulary, max_length: int, folder: Path, ids_type: np.dtype
 ) -> dict[str, int]:
     """Write the records and the table of lengths; returns the counts of the report."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
     lengths: list[np.ndarray] = []
     counts = {"pairs": 0, "empty": 0, "over-long": 0}
     writer = ArrayRecordWriter(str(folder / "pairs.array_record"), _WRITER_OPTIONS)
-    progress = tqdm(total=len(corpus), unit="pair", desc=f"tokenising {folder.stem}", disable=None)
+    progress = Bar(len(corpus), "pairs", f"tokenising {folder.stem}")
     for chunk in _chunks(iter(corpus)):
         kept = _not_empty(chunk, counts)
         kept = _not_endless(kept, max_length * _MOST_CHARACTERS_A_TOKEN, counts)

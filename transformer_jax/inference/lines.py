@@ -78,6 +78,8 @@ class Lines:
     def _more_soon(self) -> bool:
         if self._patience is None:
             return True
+        if os.name == "nt":  # where select knows sockets alone
+            return False
         return bool(select.select([self._file], [], [], self._patience)[0])
 
     def _read(self) -> None:

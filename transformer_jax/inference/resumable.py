@@ -96,6 +96,8 @@ class ResumableFile:
           UserError: it cannot be renamed.
         """
         try:
+            if os.name == "nt":  # where nothing renames an open file
+                self._file.close()
             self._partial.replace(self.path)
             self._journal.unlink(missing_ok=True)
         except OSError as error:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 from transformer_jax.errors import UserError
 from transformer_jax.inference.encoding import Counts
 from transformer_jax.inference.lines import Lines, count_lines
 from transformer_jax.inference.resumable import ResumableFile
+from transformer_jax.progress import Bar
 
 CHUNK_LINES = 8_192  # enough to sort by length and fill batches
 CHUNK_BYTES = 8 << 20  # fewer lines where they are long
@@ -63,7 +62,7 @@ def stream(
       work: makes text of a chunk.
       output: a file, see `ResumableFile`; None: stdout.
       settings: tells all that the output depends on besides the inputs' lines, if there is a file.
-      total: lines, for the progress bar, which is shown on a terminal that does not get the output.
+      total: lines, for the progress bar, which is not shown on a terminal that gets the output.
       chunk_lines: in a chunk, at most.
 
     Raises:
@@ -79,8 +78,8 @@ def stream(
         before = _skip(inputs, file.done, counts) if file and file.done else 0
         if before:
             print(f"going on with line {before + 1} of {inputs[0].name}", file=sys.stderr)
-        hidden = not (sys.stderr.isatty() and (output or not sys.stdout.isatty()))
-        bar = stack.enter_context(tqdm(total=total, initial=before, unit=" lines", disable=hidden))
+        shown = bool(output) or not sys.stdout.isatty()
+        bar = stack.enter_context(Bar(total, "lines", done=before, shown=shown))
         while True:
             first = inputs[0].taken
             columns = _next(inputs, chunk_lines)

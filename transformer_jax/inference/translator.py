@@ -7,7 +7,6 @@ import hashlib
 import logging
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from transformer_jax.config import PRECISIONS, DecodeConfig
 from transformer_jax.data.batch import EOS
@@ -39,6 +37,7 @@ from transformer_jax.inference.padding import (
 )
 from transformer_jax.model.decoding import SearchWeights
 from transformer_jax.model.transformer import Transformer
+from transformer_jax.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -178,15 +177,14 @@ class Translator:
           lines: one sentence each.
           beam_size: W; 1 is greedy search.
           alpha: the length penalty's exponent.
-          progress: show a bar when stderr is a terminal.
+          progress: show a bar, on a terminal or in a notebook; see `Bar`.
           before_batch: called before each batch; what it raises ends the translation.
 
         Raises:
           UserError: a setting out of its range, or lines that are no list of str.
         """
         options = SearchOptions(beam_size=beam_size, alpha=alpha)
-        hidden = not (progress and sys.stderr.isatty())
-        with tqdm(total=len(lines), unit=" sentences", disable=hidden) as bar:
+        with Bar(len(lines), "sentences", shown=progress) as bar:
             found = self.search(lines, options, before_batch=before_batch, after_batch=bar.update)
         return [hypotheses[0].text for hypotheses in found]
 

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import math
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,9 +15,9 @@ import jax
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tqdm import tqdm
 
 from transformer_jax.files import write_whole
+from transformer_jax.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -116,15 +115,13 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 class Progress:
-    """A live bar on a terminal; elsewhere a line of the log at every report."""
+    """A live bar where somebody looks on; elsewhere a line of the log at every report."""
 
     def __init__(self, start_step: int, num_steps: int):
         """The bar starts at `start_step` of `num_steps`."""
         self._num_steps = num_steps
-        self._live = sys.stderr.isatty() and jax.process_index() == 0
-        self._bar = tqdm(
-            total=num_steps, initial=start_step, unit="step", disable=not self._live, smoothing=0.1
-        )
+        first = jax.process_index() == 0
+        self._bar = Bar(num_steps, "steps", done=start_step, shown=first, lines=False)
 
     def __enter__(self) -> "Progress":
         return self
@@ -143,8 +140,8 @@ class Progress:
 
     def report(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
         """Show the loss, the speed (source and target tokens) and the time left."""
-        if self._live:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+        if self._bar.live:
+            self._bar.note(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
             return
         minutes, seconds = divmod(round(seconds_left), 60)
         log.info(
