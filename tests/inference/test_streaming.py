@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams: chunks in order, the same text however often it was interrupted, lines that belong together."""
 
+import os
+import threading
+
 import pytest
 
 from transformer_jax.errors import UserError
@@ -124,3 +127,25 @@ def test_long_lines_make_short_chunks(tmp_path, monkeypatch):
 
     run(tmp_path, "a" * 50 + "\n" + "bcdef\n" * 4, work=work)
     assert sizes == [1, 2, 2]
+
+
+def test_a_pipe_gets_every_chunk_and_no_file_is_left(tmp_path):
+    os.mkfifo(tmp_path / "out")
+    got = []
+    reader = threading.Thread(target=lambda: got.extend((tmp_path / "out").open()))
+    reader.start()
+    run(tmp_path, TEXT)
+    reader.join()
+    assert len(got) == 11 and got[-1] == "8+2 \n"
+    assert {path.name for path in tmp_path.iterdir()} == {"in0", "out"}
+
+
+def test_a_link_s_partial_file_stands_beside_what_it_leads_to(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to("there/real")
+    interrupted(tmp_path, TEXT)
+    assert (tmp_path / "there" / "real.partial").exists()
+    assert run(tmp_path, TEXT).before == 4
+    assert (tmp_path / "there" / "real").read_text().count("\n") == 11
+    assert (tmp_path / "out").is_symlink()
+    assert {path.name for path in tmp_path.glob("**/*")} == {"in0", "out", "there", "real"}

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tqdm import tqdm
 
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, tell
+from transformer_jax.files import is_stream, open_stream
 from transformer_jax.inference.encoding import Counts
 from transformer_jax.inference.lines import Lines, count_lines
 from transformer_jax.inference.resumable import ResumableFile
@@ -61,7 +62,7 @@ def stream(
     Args:
       inputs: one file, or several with as many lines.
       work: makes text of a chunk.
-      output: a file, see `ResumableFile`; None: stdout.
+      output: a file, see `ResumableFile`, or what `is_stream`; None: stdout.
       settings: tells all that the output depends on besides the inputs' lines, if there is a file.
       total: lines, for the progress bar, which is shown on a terminal that does not get the output.
       chunk_lines: in a chunk, at most.
@@ -73,12 +74,14 @@ def stream(
     counts, start = Counts(), time.perf_counter()
     with contextlib.ExitStack() as stack:
         file = None
-        if output:
+        if output and not is_stream(Path(output)):
             made_by = settings() | {"inputs": len(inputs), "chunk_lines": chunk_lines}
             file = stack.enter_context(ResumableFile(output, made_by))
+        else:
+            write = stack.enter_context(open_stream(Path(output) if output else None))
         before = _skip(inputs, file.done, counts) if file and file.done else 0
         if before:
-            print(f"going on with line {before + 1} of {inputs[0].name}", file=sys.stderr)
+            tell(f"going on with line {before + 1} of {inputs[0].name}")
         hidden = not (sys.stderr.isatty() and (output or not sys.stdout.isatty()))
         bar = stack.enter_context(tqdm(total=total, initial=before, unit=" lines", disable=hidden))
         while True:
@@ -90,7 +93,7 @@ def stream(
             if file:
                 file.append(part, _done(inputs, counts))
             else:
-                _write(sys.stdout.buffer, part)
+                write(part)
         if file:
             file.finish()
     return Report(counts, before, time.perf_counter() - start)
@@ -152,8 +155,3 @@ def _done(inputs: Sequence[Lines], counts: Counts) -> dict[str, Any]:
         "sha256": [lines.digest for lines in inputs],
         "counts": dataclasses.asdict(counts),
     }
-
-
-def _write(file: BinaryIO, part: bytes) -> None:
-    file.write(part)
-    file.flush()  # whoever waits for it gets it now
