@@ -60,9 +60,16 @@ _ALIGNMENTS = flags.DEFINE_bool(
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
     None,
-    "At most so many tokens in a translation, besides the usual limit, which is the source's and "
-    "config.decode.extra_length more.",
+    "At most so many tokens in a translation, its end not counted, besides the usual limit, which is "
+    "the source's and config.decode.extra_length more.",
     lower_bound=1,
+)
+_MIN_LENGTH = flags.DEFINE_integer(
+    "min_length",
+    1,
+    "At least so many tokens in a translation, its end not counted, unless the limit is lower. With 0 "
+    "the search may find that no translation of a line is the best.",
+    lower_bound=0,
 )
 _PREFIX_FILE = flags.DEFINE_string(
     "prefix_file",
@@ -177,6 +184,7 @@ def _options() -> "SearchOptions":
         alpha=search_flags.ALPHA.value,
         n_best=_N_BEST.value,
         max_length=_MAX_LENGTH.value,
+        min_length=_MIN_LENGTH.value,
         sampling=sampling if _SAMPLE.value else None,
         scores=_SCORES.value,
         alignments=_ALIGNMENTS.value,

@@ -8,6 +8,7 @@ import pytest
 
 from transformer_jax.errors import UserError
 from transformer_jax.inference import streaming
+from transformer_jax.inference.encoding import Counts
 from transformer_jax.inference.lines import Lines
 from transformer_jax.inference.streaming import count_all, stream
 
@@ -149,3 +150,10 @@ def test_a_link_s_partial_file_stands_beside_what_it_leads_to(tmp_path):
     assert (tmp_path / "there" / "real").read_text().count("\n") == 11
     assert (tmp_path / "out").is_symlink()
     assert {path.name for path in tmp_path.glob("**/*")} == {"in0", "out", "there", "real"}
+
+
+def test_the_summary_tells_of_lines_that_came_out_empty():
+    report = streaming.Report(Counts(lines=9, empty=2, lost=3, unknown=4), 0, 1.0)
+    assert report.summary(24).startswith(
+        "9 lines: 2 empty, 3 with text that came out empty, 0 cut to 24 tokens, 4 with characters"
+    )

@@ -38,8 +38,10 @@ class Report:
         counts = self.counts
         here = counts.lines - self.before
         return (
-            f"{counts.lines} lines: {counts.empty} empty, {counts.cut} cut to {max_length} tokens, "
-            f"{counts.unknown} with characters that are not in the vocabulary; "
+            f"{counts.lines} lines: {counts.empty} empty, "
+            + (f"{counts.lost} with text that came out empty, " if counts.lost else "")
+            + f"{counts.cut} cut to {max_length} tokens, "
+            + f"{counts.unknown} with characters that are not in the vocabulary; "
             + (f"{self.before} of them by an earlier process; " if self.before else "")
             + f"{self.seconds:.1f} s, {here / max(self.seconds, 1e-9):.1f} lines a second"
         )
