@@ -2,6 +2,7 @@
 """What a command says of errors that its user can mend, and that it keeps quiet about no other."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -60,3 +61,60 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch):
     assert (
         error == "error: runs/x/metrics.jsonl cannot be read or written: No space left on device\n"
     )
+
+
+STREAMS = """
+import os, sys
+from transformer_jax.errors import check_stdout, run_command, tell
+
+def main(_):
+    file = open({path!r}, "w")
+    tell("for people")
+    print("Ω printed")
+    assert file.fileno() > 2, "a closed stream's number was given to a file"
+    {then}
+    file.write("whole")
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "output", "error"),
+    [
+        ("<&-", "Ω printed\n", "for people\n"),
+        (">&-", "", "for people\n"),
+        ("2>&-", "Ω printed\n", ""),
+        ("<&- >&- 2>&-", "", ""),
+        ("2>/dev/full", "Ω printed\n", ""),
+        ("2> >(exec 0<&-)", "Ω printed\n", ""),  # nobody reads there
+    ],
+)
+def test_work_goes_on_without_a_standard_stream(tmp_path, shell, output, error):
+    script = STREAMS.format(path=str(tmp_path / "file"), then="os.system('true')")
+    run = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {shell}', sys.executable, script],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout, run.stderr) == (0, output, error)
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_result_without_a_place_is_one_line(tmp_path):
+    script = STREAMS.format(path=str(tmp_path / "file"), then="check_stdout()")
+    run = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" >&-', sys.executable, script],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.endswith("error: stdout is closed; name a file with --output\n")
+
+
+@pytest.mark.parametrize(("encoding", "printed"), [("ascii", b"\\u03a9"), ("latin-1", b"\\u03a9")])
+def test_what_stdout_s_encoding_lacks_is_escaped(tmp_path, encoding, printed):
+    script = STREAMS.format(path=str(tmp_path / "file"), then="pass")
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert (run.returncode, run.stdout) == (0, printed + b" printed\n")

@@ -2,6 +2,7 @@
 """Errors that a user caused and can mend, and how the commands report them."""
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -65,11 +66,52 @@ def mendable(error: BaseException) -> UserError | None:
     return None
 
 
+def tell(message: str) -> None:
+    """Print a line for people to stderr. Work goes on where nobody can read it."""
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:  # a pipe without a reader, a full disk
+        _lead_nowhere(2)
+
+
+def _lead_nowhere(number: int) -> None:
+    """What is written to this descriptor from now on is lost, and no error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere == number:  # it was closed
+        os.set_inheritable(number, True)
+    else:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+
+def _set_up_streams() -> None:
+    """Make stdin, stdout and stderr usable, whatever a command was started with.
+
+    One that is closed leads nowhere: else the next file that is opened would get its number, and what
+    others print would go into it. sys.__stdin__ and sys.__stdout__ stay None and tell.
+    Text for people is printed with escapes where the stream's encoding lacks a character.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            _lead_nowhere(number)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def check_stdout() -> None:
+    """Raises: UserError if stdout is closed, for a command whose result would go there."""
+    if sys.__stdout__ is None:
+        raise UserError("stdout is closed; name a file with --output")
+
+
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run `main` under absl.
 
     A UserError or a wrong flag ends in its line on stderr and exit code 2, without a traceback.
     """
+
+    _set_up_streams()
 
     def guarded(argv: Sequence[str]) -> None:
         try:
@@ -82,12 +124,12 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         except UserError as error:
             _fail(error)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            tell("interrupted")
             sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:
             # Whoever read our output has seen enough, as in `... | head`. Python flushes stdout once
             # more at the end; that must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _lead_nowhere(1)
         except Exception as error:
             line = mendable(error)
             if line is None:
@@ -114,7 +156,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _fail(error: Exception) -> NoReturn:
     message = " ".join(str(error).split())
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    tell(f"error: {message}")
     # Python tells of what it finds half-done at the end; the error stays the last line.
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     sys.exit(2)

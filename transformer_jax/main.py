@@ -21,7 +21,6 @@ closed (SIGHUP), with all steps saved; 75 if another process of the run died. Af
 command goes on.
 """
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,12 +114,9 @@ def main(_: Sequence[str]) -> None:
     try:
         summary = run_training(_config(), workdir)
     except Interrupted as stop:
-        with contextlib.suppress(OSError):  # of a terminal that is gone
-            print(
-                f"interrupted: step {stop.step} is saved in {workdir}; the same command resumes",
-                file=sys.stderr,
-                flush=True,
-            )
+        errors.tell(
+            f"interrupted: step {stop.step} is saved in {workdir}; the same command resumes"
+        )
         sys.exit(128 + stop.signal_number)
     except BaseException as error:
         if many:

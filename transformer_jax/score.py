@@ -14,13 +14,12 @@ From Python: transformer_jax.Translator.from_workdir("runs/demo").score(["A dog.
 
 import contextlib
 import math
-import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from transformer_jax import weights_flags
-from transformer_jax.errors import run_command
+from transformer_jax.errors import check_stdout, run_command, tell
 
 flags.adopt_module_key_flags(weights_flags)  # --help shows them
 _SOURCE = flags.DEFINE_string("source", None, "A file, one sentence a line.", required=True)
@@ -38,9 +37,10 @@ def main(_: Sequence[str]) -> None:
     """Read, score, write."""
     # After the flags: --help need not wait for JAX.
     from transformer_jax import checkpoints, runtime
+    from transformer_jax.files import check_writable
     from transformer_jax.inference.encoding import Counts
     from transformer_jax.inference.hypotheses import perplexity_of
-    from transformer_jax.inference.lines import Lines, check_writable
+    from transformer_jax.inference.lines import Lines
     from transformer_jax.inference.output import write_scores
     from transformer_jax.inference.streaming import Progress, count_all, stream
     from transformer_jax.inference.translator import Translator
@@ -51,6 +51,8 @@ def main(_: Sequence[str]) -> None:
         checkpoints.load_config(workdir)
     if _OUTPUT.value:
         check_writable(_OUTPUT.value)
+    else:
+        check_stdout()
     files = [_SOURCE.value, _TARGET.value]
     with contextlib.ExitStack() as stack:
         inputs = [stack.enter_context(Lines(file)) for file in files]
@@ -78,12 +80,11 @@ def main(_: Sequence[str]) -> None:
             },
             total=total,
         )
-    print(report.summary(translator.max_length), file=sys.stderr)
+    tell(report.summary(translator.max_length))
     counts = report.counts
     perplexity = perplexity_of(counts.log_prob, counts.tokens)
-    print(
-        f"{counts.tokens} tokens, log-probability {counts.log_prob:.4f}, perplexity {perplexity:.4f}",
-        file=sys.stderr,
+    tell(
+        f"{counts.tokens} tokens, log-probability {counts.log_prob:.4f}, perplexity {perplexity:.4f}"
     )
 
 

@@ -23,12 +23,13 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from transformer_jax import search_flags, weights_flags
-from transformer_jax.errors import UserError, run_command
+from transformer_jax.errors import UserError, check_stdout, run_command, tell
 
 if TYPE_CHECKING:
     from transformer_jax.inference.hypotheses import SearchOptions
@@ -59,9 +60,16 @@ _ALIGNMENTS = flags.DEFINE_bool(
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
     None,
-    "At most so many tokens in a translation, besides the usual limit, which is the source's and "
-    "config.decode.extra_length more.",
+    "At most so many tokens in a translation, its end not counted, besides the usual limit, which is "
+    "the source's and config.decode.extra_length more.",
     lower_bound=1,
+)
+_MIN_LENGTH = flags.DEFINE_integer(
+    "min_length",
+    1,
+    "At least so many tokens in a translation, its end not counted, unless the limit is lower. With 0 "
+    "the search may find that no translation of a line is the best.",
+    lower_bound=0,
 )
 _PREFIX_FILE = flags.DEFINE_string(
     "prefix_file",
@@ -97,8 +105,9 @@ def main(_: Sequence[str]) -> None:
     _check_flags()
     # After the flags: --help need not wait for JAX.
     from transformer_jax import checkpoints, runtime
+    from transformer_jax.files import check_writable
     from transformer_jax.inference.encoding import Counts
-    from transformer_jax.inference.lines import Lines, check_writable
+    from transformer_jax.inference.lines import Lines
     from transformer_jax.inference.output import write_translations
     from transformer_jax.inference.streaming import Progress, count_all, stream
     from transformer_jax.inference.translator import Translator
@@ -110,6 +119,8 @@ def main(_: Sequence[str]) -> None:
         checkpoints.load_config(workdir)
     if _OUTPUT.value:
         check_writable(_OUTPUT.value)
+    else:
+        check_stdout()
     files = [_INPUT.value, *([_PREFIX_FILE.value] if _PREFIX_FILE.value else [])]
     with contextlib.ExitStack() as stack:
         inputs = [stack.enter_context(Lines(file, patience=_patience(file))) for file in files]
@@ -120,7 +131,7 @@ def main(_: Sequence[str]) -> None:
             precision=search_flags.PRECISION.value,
         )
         if not _INPUT.value and sys.stdin.isatty():
-            print("reading from the keyboard; Ctrl-D ends the text", file=sys.stderr)
+            tell("reading from the keyboard; Ctrl-D ends the text")
 
         def work(first: int, columns: list[list[str]], counts: Counts, done: Progress) -> str:
             lines, *prefixes = columns
@@ -147,7 +158,7 @@ def main(_: Sequence[str]) -> None:
             },
             total=total,
         )
-    print(report.summary(translator.max_length), file=sys.stderr)
+    tell(report.summary(translator.max_length))
 
 
 def _check_flags() -> None:
@@ -173,6 +184,7 @@ def _options() -> "SearchOptions":
         alpha=search_flags.ALPHA.value,
         n_best=_N_BEST.value,
         max_length=_MAX_LENGTH.value,
+        min_length=_MIN_LENGTH.value,
         sampling=sampling if _SAMPLE.value else None,
         scores=_SCORES.value,
         alignments=_ALIGNMENTS.value,
@@ -181,7 +193,9 @@ def _options() -> "SearchOptions":
 
 def _patience(file: str | None) -> float | None:
     """How long to wait for more lines when there are some: see `Lines`."""
-    if file or _OUTPUT.value:
+    from transformer_jax.files import is_stream
+
+    if file or (_OUTPUT.value and not is_stream(Path(_OUTPUT.value))):
         return None  # nobody waits for an answer, and chunks should be the same every time
     interactive = sys.stdin.isatty() if _INTERACTIVE.value is None else _INTERACTIVE.value
     return 0.0 if interactive else _PIPE_PATIENCE

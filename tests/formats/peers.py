@@ -14,6 +14,7 @@ import numpy as np
 from transformer_jax.data.batch import EOS
 from transformer_jax.data.vocabulary import train_vocabulary
 from transformer_jax.formats import safetensors
+from transformer_jax.inference.hypotheses import SearchOptions
 from transformer_jax.inference.translator import Translator
 
 EXTRA = 6  # a translation has at most the source's tokens and so many more
@@ -196,7 +197,8 @@ def our_tokens(translator: Translator, lines: list[str], beam_size: int) -> list
     spoken = copy.copy(translator)
     spoken.vocabulary = vocabulary
     outputs = []
-    for text in spoken.translate(lines, beam_size=beam_size, alpha=0.0):
-        ids = [int(token) for token in text.split()]
+    options = SearchOptions(beam_size=beam_size, alpha=0.0, min_length=0)  # as theirs
+    for [hypothesis] in spoken.search(lines, options):
+        ids = [int(token) for token in hypothesis.text.split()]
         outputs.append(vocabulary.marian_ids[ids[: ids.index(EOS)]].tolist())
     return outputs

@@ -52,7 +52,9 @@ class Language:
 
 
 @partial(jax.jit, static_argnames=("width", "length", "results", "early_stop", "short"))
-def compiled_search(table, limits, alpha, prefix, *, width, length, results, early_stop, short):
+def compiled_search(
+    table, limits, alpha, prefix, min_length, *, width, length, results, early_stop, short
+):
     """Beam search over table [B, HISTORIES, VOCAB]; the cache is every position's history's number.
 
     With `short`, finished sentences leave the batch; it is the cache's length before that.
@@ -76,6 +78,7 @@ def compiled_search(table, limits, alpha, prefix, *, width, length, results, ear
         alpha=alpha,
         results=results,
         prefix=prefix,
+        min_length=min_length,
         early_stop=early_stop,
         context=table if short else None,
     )
@@ -89,6 +92,7 @@ def search(
     alpha,
     results=None,
     prefix=None,
+    min_length=None,
     early_stop=True,
     short=None,
 ):
@@ -97,6 +101,7 @@ def search(
         jnp.asarray(limits, jnp.int32),
         jnp.float32(alpha),
         prefix,
+        min_length,
         width=width,
         length=max(limits),
         results=results,
@@ -342,3 +347,62 @@ def test_a_prefix_that_fills_the_limit_is_all_there_is(width):
     language = Language.random(0, 1, 4, 4)
     result = search(language, [3], width=width, alpha=0.6, prefix=jnp.array([[3, 2]]))
     assert_same(hypotheses(result, 0), [(score(language, 0, (3, 2, EOS), 0.6), (3, 2, EOS))])
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=seeds, alpha=st.sampled_from([0.0, 0.6, -2.0]), least=st.sampled_from([0, 1, 2, 3, 9]))
+def test_a_least_length_leaves_the_best_of_what_is_as_long(seed, alpha, least):
+    """With the probabilities that they have without; a sentence's own limit wins."""
+    limits = [4, 4, 2]
+    language = Language.random(seed, 3, 4, 4)
+    forced = jnp.array([[PAD, PAD], [3, 2], [PAD, PAD]])
+    options = {"alpha": alpha, "prefix": forced, "min_length": np.int32(least)}
+    result = search(language, limits, width=64, results=4, **options)
+    greedy = search(language, limits, width=1, **options)
+    for sentence, limit in enumerate(limits):
+        start = (3, 2) if sentence == 1 else ()
+        every = [
+            (value, words)
+            for value, words in by_brute_force(language, sentence, limit, alpha)
+            if len(words) > min(least, limit - 1) and words[: len(start)] == start
+        ]
+        assert_same(hypotheses(result, sentence), every[:4])
+        words = start
+        while EOS not in words:
+            log_probs = np.array(language.log_prob(sentence, words))
+            if len(words) < least:
+                log_probs[EOS] = -np.inf
+            words = (*words, EOS if len(words) == limit - 1 else int(np.argmax(log_probs)))
+        assert_same(
+            hypotheses(greedy, sentence), [(score(language, sentence, words, alpha), words)]
+        )
+
+
+def test_a_least_length_of_0_costs_nothing():
+    """The compiled program is that without the argument; with 1 the loop has a comparison more."""
+
+    def text(**options):
+        def step(ids, position, cache):
+            return jnp.broadcast_to(jnp.arange(64.0), (2, 4, 64)), cache
+
+        limits = jnp.array([5, 7])
+        search = partial(beam_search, step, (), beam_size=4, length=7, alpha=0.6, **options)
+        return str(jax.make_jaxpr(lambda limits: search(max_lengths=limits))(limits))
+
+    without, one = text(), text(min_length=1)
+    assert text(min_length=None) == without
+    for operation in ("sort", "top_k", "gather", "cumsum"):
+        assert one.count(f" {operation}[") == without.count(f" {operation}["), operation
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_certain_end_gives_way(width):
+    """As of a model that wants to say nothing: EOS has all the probability at every position."""
+
+    def step(ids, position, cache):
+        return jnp.broadcast_to(jnp.array([0.0, 90.0, 1.0, 2.0]), (1, width, 4)), cache
+
+    result = beam_search(
+        step, (), beam_size=width, max_lengths=jnp.array([6]), length=6, min_length=2, never=(PAD,)
+    )
+    assert result.ids[0, 0].tolist() == [3, 3, EOS, PAD, PAD, PAD]

@@ -116,3 +116,16 @@ def test_impossible_settings_are_refused(wrong):
     name, value = next(iter(wrong.items()))
     with pytest.raises(UserError, match=f"{name}={value} is not allowed"):
         Sampling(**wrong)
+
+
+def test_a_least_length_is_drawn_around_the_end():
+    """All of the others as often as without it, in proportion; the limit wins."""
+    table, free = draw([0, 1], [8, 2], samples=400)
+    _, result = draw([0, 1], [8, 2], samples=400, min_length=1)
+    assert (free.lengths[0] == 1).any() and (result.lengths[0] > 1).all()
+    assert (result.lengths[1] <= 2).all()
+    first = np.bincount(result.ids[0, :, 0], minlength=6) / 400
+    expected = np.array(jax.nn.softmax(table[6].at[EOS].set(-jnp.inf)))
+    np.testing.assert_allclose(first, expected, atol=0.08)
+    _, longer = draw([0], [8], samples=50, min_length=7)
+    assert (longer.lengths == 8).all()

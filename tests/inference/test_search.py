@@ -308,6 +308,8 @@ def test_words_are_aligned_through_their_pieces(source, target, looked_at, pairs
         ({"n_best": 4}, "n_best=4 is more than the beam keeps, beam_size=3"),
         ({"n_best": 0}, "n_best=0"),
         ({"max_length": 0}, "max_length=0"),
+        ({"min_length": -1}, "min_length=-1 is too small"),
+        ({"min_length": 3, "max_length": 2}, "min_length=3 is more than max_length=2"),
         ({"beam_size": 4, "sampling": Sampling()}, "beam_size=4 has no meaning in sampling"),
     ],
 )
@@ -322,3 +324,45 @@ def test_counts_say_what_kind_of_lines_came(translator, caplog):
         translator.search(["", " ".join(SENTENCES), "dog 😀", "dog"], counts=counts)
     assert counts == Counts(lines=4, empty=1, cut=1, unknown=1)
     assert not caplog.text, "what is counted need not be warned of"
+
+
+@pytest.fixture(scope="module")
+def silent(vocabulary):
+    """A model to which every sentence's end is the likeliest at once."""
+    model = tiny_model(vocabulary, num_layers=1, logits_bias=True)
+    model.embedding.bias[...] = model.embedding.bias[...].at[EOS].set(60.0)
+    return model
+
+
+def sizes(found):
+    return [len(of_line[0].tokens) for of_line in found]
+
+
+def test_a_line_with_text_has_a_token_at_least(silent, vocabulary):
+    translator = Translator(silent, vocabulary, DECODE, 24)
+    start = len(vocabulary.encode(["zwei"])[0]) - 1
+    limits = [min(len(ids) + 5, 25) - 1 for ids in vocabulary.encode(LINES[:2])]
+    prefixes = ["zwei", "", "zwei"]
+    for least, expected in (
+        (0, [start, 0, 0]),
+        (1, [start, 1, 0]),
+        (start + 1, [start + 1, start + 1, 0]),
+        (10**12, [*limits, 0]),
+    ):
+        counts = Counts()
+        options = SearchOptions(min_length=least)
+        found = translator.search([*LINES[:2], ""], options, prefixes=prefixes, counts=counts)
+        assert sizes(found) == expected
+        assert (counts.empty, counts.lost) == (1, int(least == 0)), "what came out empty is counted"
+
+
+@pytest.mark.slow  # the search is the same whatever its step function multiplies
+@pytest.mark.parametrize("kind", ["int8", "int16", "ensemble", "sample"])
+def test_so_does_every_kind_of_search(silent, vocabulary, kind):
+    model = Ensemble([silent, nnx.clone(silent)]) if kind == "ensemble" else silent
+    precision = kind if kind.startswith("int") else None
+    translator = Translator(model, vocabulary, DECODE, 24, precision=precision)
+    sampling = Sampling() if kind == "sample" else None
+    for least in (1, 0):
+        options = SearchOptions(sampling=sampling, min_length=least)
+        assert sizes(translator.search([*LINES[:2], ""], options)) == [least, least, 0]

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams: chunks in order, the same text however often it was interrupted, lines that belong together."""
 
+import os
+import threading
+
 import pytest
 
 from transformer_jax.errors import UserError
 from transformer_jax.inference import streaming
+from transformer_jax.inference.encoding import Counts
 from transformer_jax.inference.lines import Lines
 from transformer_jax.inference.streaming import count_all, stream
 
@@ -124,3 +128,32 @@ def test_long_lines_make_short_chunks(tmp_path, monkeypatch):
 
     run(tmp_path, "a" * 50 + "\n" + "bcdef\n" * 4, work=work)
     assert sizes == [1, 2, 2]
+
+
+def test_a_pipe_gets_every_chunk_and_no_file_is_left(tmp_path):
+    os.mkfifo(tmp_path / "out")
+    got = []
+    reader = threading.Thread(target=lambda: got.extend((tmp_path / "out").open()))
+    reader.start()
+    run(tmp_path, TEXT)
+    reader.join()
+    assert len(got) == 11 and got[-1] == "8+2 \n"
+    assert {path.name for path in tmp_path.iterdir()} == {"in0", "out"}
+
+
+def test_a_link_s_partial_file_stands_beside_what_it_leads_to(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to("there/real")
+    interrupted(tmp_path, TEXT)
+    assert (tmp_path / "there" / "real.partial").exists()
+    assert run(tmp_path, TEXT).before == 4
+    assert (tmp_path / "there" / "real").read_text().count("\n") == 11
+    assert (tmp_path / "out").is_symlink()
+    assert {path.name for path in tmp_path.glob("**/*")} == {"in0", "out", "there", "real"}
+
+
+def test_the_summary_tells_of_lines_that_came_out_empty():
+    report = streaming.Report(Counts(lines=9, empty=2, lost=3, unknown=4), 0, 1.0)
+    assert report.summary(24).startswith(
+        "9 lines: 2 empty, 3 with text that came out empty, 0 cut to 24 tokens, 4 with characters"
+    )

@@ -3,17 +3,14 @@
 
 import dataclasses
 import functools
-import gzip
 import hashlib
 import itertools
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from transformer_jax.config import DataConfig
 from transformer_jax.errors import UserError
-from transformer_jax.files import decode_line
+from transformer_jax.files import TextFile
 
 Pair = tuple[str, str]
 
@@ -135,13 +132,8 @@ def _find(data: DataConfig, split: str, language: str) -> Path:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    opener: Callable[..., BinaryIO] = gzip.open if path.suffix == ".gz" else open  # type: ignore
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield decode_line(line, number, path)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    with TextFile(path) as file:
+        yield from file
 
 
 def _tfds(data: DataConfig, name: str) -> Corpus:

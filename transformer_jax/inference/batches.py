@@ -33,6 +33,7 @@ def translate_batch(
     limits: Int[Array, " B"],
     prefix: Int[Array, "B P"] | None,
     alpha: Float[Array, ""],
+    min_length: Int[Array, ""] | None,
     *,
     weights: Any,  # of the model, see search_weights
     structure: nnx.GraphDef,
@@ -44,7 +45,7 @@ def translate_batch(
     """The best hypotheses of each row; compiled once for every shape of a batch."""
 
     def search(shared: Any, rows: Any) -> BeamResult:
-        (params, weights, alpha), (source, limits, prefix) = shared, rows
+        (params, weights, alpha, min_length), (source, limits, prefix) = shared, rows
         model = nnx.merge(structure, params)
         cross = model.read_source(source, weights)
         # Translations are about as long as their sources; the few that are longer get more room.
@@ -60,12 +61,13 @@ def translate_batch(
             alpha=alpha,
             results=results,
             prefix=prefix,
+            min_length=min_length,
             never=(PAD,),  # a softmax has it, but no translation
             context=(cross, source.segments),
             cache_axis=3,
         )
 
-    return by_rows(search, mesh, (params, weights, alpha), (source, limits, prefix))
+    return by_rows(search, mesh, (params, weights, alpha, min_length), (source, limits, prefix))
 
 
 @partial(jax.jit, static_argnames=("structure", "length", "mesh", "top_k", "samples"))
@@ -75,6 +77,7 @@ def sample_batch(
     limits: Int[Array, " B"],
     prefix: Int[Array, "B P"] | None,
     alpha: Float[Array, ""],
+    min_length: Int[Array, ""] | None,
     randomness: tuple[Array, Array, Array | None],
     numbers: Integer[Array, " B"],
     *,
@@ -88,7 +91,7 @@ def sample_batch(
     """Samples of each row, by its line's number; `randomness` is (seed, temperature, top_p)."""
 
     def draw(shared: Any, rows: Any) -> BeamResult:
-        params, weights, alpha, (seed, temperature, top_p) = shared
+        params, weights, alpha, min_length, (seed, temperature, top_p) = shared
         source, limits, prefix, numbers = rows
         model = nnx.merge(structure, params)
         cross = model.read_source(source, weights)
@@ -106,9 +109,13 @@ def sample_batch(
             length=length,
             alpha=alpha,
             prefix=prefix,
+            min_length=min_length,
             never=(PAD,),
         )
 
     return by_rows(
-        draw, mesh, (params, weights, alpha, randomness), (source, limits, prefix, numbers)
+        draw,
+        mesh,
+        (params, weights, alpha, min_length, randomness),
+        (source, limits, prefix, numbers),
     )

@@ -65,6 +65,7 @@ def beam_search(
     alpha: Float[Array, ""] | float = 0.6,
     results: int | None = None,
     prefix: Int[Array, "B P"] | None = None,
+    min_length: Int[Array, ""] | int | None = None,
     eos: int = EOS,
     never: tuple[int, ...] = (),
     early_stop: bool = True,
@@ -100,6 +101,8 @@ def beam_search(
       results: R, by default W. With 1 the search is done sooner.
       prefix: the tokens that every hypothesis of a sentence begins with, then PAD; fewer than
         max_lengths, and without EOS. By default none.
+      min_length: EOS is no candidate before so many tokens, a prefix's included, unless the limit is
+        reached. Probabilities are as without. By default any hypothesis may end.
       eos: the token that ends a hypothesis.
       never: tokens that no hypothesis has, whatever their probability, which they keep.
       early_stop: False searches on up to the limits.
@@ -135,6 +138,7 @@ def beam_search(
             step=step if context is None else partial(_with_context, step, context),
             forced=partial(forced_tokens, prefix=prefix, max_lengths=limits, eos=eos),
             max_lengths=limits,
+            min_length=min_length,
             alpha=alpha,
             eos=eos,
             never=never,
@@ -207,6 +211,7 @@ def _advance(
     step: Step,
     forced: Callable[[Array], Array],
     max_lengths: Array,
+    min_length: Array | int | None,
     alpha: Array | float,
     eos: int,
     never: tuple[int, ...],
@@ -221,11 +226,12 @@ def _advance(
     logits, cache = step(_last_ids(state), position, state.cache)  # [B, W, VOCAB]
     scores, tokens, parents = _candidates(logits, state.live_scores, forced(position), never)
     ended = tokens == eos  # [B, C]
+    counts = ended if min_length is None else ended & _may_end(position, max_lengths, min_length)
 
     best = _merge(
         state.best,
         state.live_ids,
-        jnp.where(ended, scores, IMPOSSIBLE) / length_penalty(position + 1, alpha),
+        jnp.where(counts, scores, IMPOSSIBLE) / length_penalty(position + 1, alpha),
         parents,
         position,
         eos,
@@ -247,6 +253,13 @@ def _advance(
         done = live_scores.max(axis=1) / lenient <= best.scores[:, -1]  # [B]
         live_scores = jnp.where(done[:, None], IMPOSSIBLE, live_scores)
     return SearchState(position + 1, live_ids, live_scores, best, cache)
+
+
+def _may_end(
+    position: Int[Array, ""], max_lengths: Int[Array, " B"], min_length: Array | int
+) -> Bool[Array, "B 1"]:
+    """Whether EOS may be the token at `position`."""
+    return ((position >= min_length) | (position + 1 >= max_lengths))[:, None]
 
 
 def _candidates(
@@ -324,6 +337,7 @@ def _advance_greedily(
     step: Step,
     forced: Callable[[Array], Array],
     max_lengths: Array,
+    min_length: Array | int | None,
     alpha: Array | float,
     eos: int,
     never: tuple[int, ...],
@@ -331,10 +345,17 @@ def _advance_greedily(
     cache_axis: int | None,
 ) -> SearchState:
     """A step with W = 1: nothing competes, so nothing is sorted or moved, and EOS ends it."""
-    del max_lengths, early_stop, cache_axis  # a single hypothesis has nothing to wait for
+    del early_stop, cache_axis  # a single hypothesis has nothing to wait for
     position = state.position
     logits, cache = step(_last_ids(state), position, state.cache)  # [B, 1, VOCAB]
-    log_probs, tokens = (entry[..., 0] for entry in allowed_tokens(logits, 1, never))  # [B, 1]
+    if min_length is None:
+        log_probs, tokens = (entry[..., 0] for entry in allowed_tokens(logits, 1, never))  # [B, 1]
+    else:
+        log_probs, tokens = allowed_tokens(logits, 2, never)  # [B, 1, 2]
+        second = (tokens[..., 0] == eos) & ~_may_end(position, max_lengths, min_length)  # [B, 1]
+        log_probs, tokens = (
+            jnp.where(second, entry[..., -1], entry[..., 0]) for entry in (log_probs, tokens)
+        )
     only = forced(position)  # [B]
     is_forced = (only != PAD)[:, None]  # [B, 1]
     tokens = jnp.where(is_forced, only[:, None], tokens)

@@ -18,6 +18,7 @@ class Counts:
 
     lines: int = 0
     empty: int = 0  # of no text
+    lost: int = 0  # with text, and a translation of none
     cut: int = 0  # of more tokens than the model takes
     unknown: int = 0  # with something that the vocabulary does not have
     tokens: int = 0  # of targets that were scored, EOS included

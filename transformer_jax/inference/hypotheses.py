@@ -30,6 +30,7 @@ class SearchOptions:
     sampling: Sampling | None = None  # draw instead of searching
     scores: bool = False  # the log-probability of every token, too
     alignments: bool = False  # words of the source to words of the translation
+    min_length: int = 1  # tokens, EOS not counted; a line's limit wins. 0: it may come out empty
 
     def __post_init__(self) -> None:
         if self.beam_size is not None and self.beam_size < 1:
@@ -42,6 +43,12 @@ class SearchOptions:
             raise UserError(f"n_best={self.n_best} is too small; it is 1 or more")
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"max_length={self.max_length} is too small; it is 1 or more")
+        if self.min_length < 0:
+            raise UserError(f"min_length={self.min_length} is too small; it is 0 or more")
+        if self.max_length is not None and self.min_length > self.max_length:
+            raise UserError(
+                f"min_length={self.min_length} is more than max_length={self.max_length}; make it that or less"
+            )
         if self.sampling is not None and self.beam_size is not None:
             raise UserError(f"beam_size={self.beam_size} has no meaning in sampling; leave it out")
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from transformer_jax.errors import UserError
-from transformer_jax.files import lock
+from transformer_jax.files import lock, target
 
 _VERSION = 1  # of both files
 
@@ -27,14 +27,14 @@ class ResumableFile:
         """Open it, or what was written of it before.
 
         Args:
-          path: the file.
+          path: the file; a link is followed, so that the .partial stands beside what it leads to.
           settings: JSON values that say how its content is made; what was begun with others is refused.
 
         Raises:
           UserError: it cannot be written, another process writes it, or it was begun with other
             settings.
         """
-        self.path = Path(path)
+        self.path = target(Path(path))
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._journal = self._partial.with_name(self._partial.name + ".json")
         # As they look when they are read back.

@@ -84,6 +84,7 @@ def sample(
     length: int,
     alpha: Float[Array, ""] | float = 0.6,
     prefix: Int[Array, "B P"] | None = None,
+    min_length: Int[Array, ""] | int | None = None,
     eos: int = EOS,
     never: tuple[int, ...] = (),
 ) -> BeamResult:
@@ -102,6 +103,7 @@ def sample(
       alpha: scores are the model's log-probability (at temperature 1, of all tokens) over
         `length_penalty`.
       prefix: as for `beam_search`.
+      min_length: as for `beam_search`; the limit's EOS is taken all the same.
       eos: the token that ends a translation.
       never: as for `beam_search`.
     """
@@ -119,6 +121,9 @@ def sample(
             sample_keys
         )
         allowed = logits.at[..., list(never)].set(-jnp.inf) if never else logits
+        if min_length is not None:
+            early_end = (position < min_length) & (jnp.arange(logits.shape[-1]) == eos)  # [VOCAB]
+            allowed = jnp.where(early_end, -jnp.inf, allowed)
         tokens = draw_tokens(position_keys, allowed / temperature, top_k=top_k, top_p=top_p)
         forced = forced_tokens(position, prefix=prefix, max_lengths=limits, eos=eos)[:, None]
         tokens = jnp.where(forced != PAD, forced, tokens)  # [B, W]

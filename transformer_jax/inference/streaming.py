@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, tell
+from transformer_jax.files import is_stream, open_stream
 from transformer_jax.inference.encoding import Counts
 from transformer_jax.inference.lines import Lines, count_lines
 from transformer_jax.inference.resumable import ResumableFile
@@ -36,8 +37,10 @@ class Report:
         counts = self.counts
         here = counts.lines - self.before
         return (
-            f"{counts.lines} lines: {counts.empty} empty, {counts.cut} cut to {max_length} tokens, "
-            f"{counts.unknown} with characters that are not in the vocabulary; "
+            f"{counts.lines} lines: {counts.empty} empty, "
+            + (f"{counts.lost} with text that came out empty, " if counts.lost else "")
+            + f"{counts.cut} cut to {max_length} tokens, "
+            + f"{counts.unknown} with characters that are not in the vocabulary; "
             + (f"{self.before} of them by an earlier process; " if self.before else "")
             + f"{self.seconds:.1f} s, {here / max(self.seconds, 1e-9):.1f} lines a second"
         )
@@ -60,7 +63,7 @@ def stream(
     Args:
       inputs: one file, or several with as many lines.
       work: makes text of a chunk.
-      output: a file, see `ResumableFile`; None: stdout.
+      output: a file, see `ResumableFile`, or what `is_stream`; None: stdout.
       settings: tells all that the output depends on besides the inputs' lines, if there is a file.
       total: lines, for the progress bar, which is not shown on a terminal that gets the output.
       chunk_lines: in a chunk, at most.
@@ -72,12 +75,14 @@ def stream(
     counts, start = Counts(), time.perf_counter()
     with contextlib.ExitStack() as stack:
         file = None
-        if output:
+        if output and not is_stream(Path(output)):
             made_by = settings() | {"inputs": len(inputs), "chunk_lines": chunk_lines}
             file = stack.enter_context(ResumableFile(output, made_by))
+        else:
+            write = stack.enter_context(open_stream(Path(output) if output else None))
         before = _skip(inputs, file.done, counts) if file and file.done else 0
         if before:
-            print(f"going on with line {before + 1} of {inputs[0].name}", file=sys.stderr)
+            tell(f"going on with line {before + 1} of {inputs[0].name}")
         shown = bool(output) or not sys.stdout.isatty()
         bar = stack.enter_context(Bar(total, "lines", done=before, shown=shown))
         while True:
@@ -89,7 +94,7 @@ def stream(
             if file:
                 file.append(part, _done(inputs, counts))
             else:
-                _write(sys.stdout.buffer, part)
+                write(part)
         if file:
             file.finish()
     return Report(counts, before, time.perf_counter() - start)
@@ -151,8 +156,3 @@ def _done(inputs: Sequence[Lines], counts: Counts) -> dict[str, Any]:
         "sha256": [lines.digest for lines in inputs],
         "counts": dataclasses.asdict(counts),
     }
-
-
-def _write(file: BinaryIO, part: bytes) -> None:
-    file.write(part)
-    file.flush()  # whoever waits for it gets it now

@@ -243,6 +243,8 @@ class Translator:
             for index, of_line in zip(indices, hypotheses, strict=True):
                 # Weights that are not finite find nothing: the line stays blank.
                 found[index] = of_line or found[index]
+                if counts is not None:
+                    counts.lost += not found[index][0].text.strip()
             after_batch(len(members))
         return found
 
@@ -341,6 +343,7 @@ class Translator:
             limits,
             pad_prefixes(starts, group.rows),
             np.float32(self._alpha(options)),
+            np.int32(min(options.min_length, most)) if options.min_length else None,
         )
         shape = {
             "weights": self._search_weights(),
