@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """translate, evaluate and average as a user runs them: the output, the exit code, the error's line."""
 
+import dataclasses
 import json
+import logging
 import math
 import os
 import re
@@ -16,12 +18,13 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from transformer_jax import evaluation
 from transformer_jax.checkpoints import Checkpoints
 from transformer_jax.config import Config, default_config, resolve
 from transformer_jax.data.vocabulary import train_vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation import evaluate, load_text, make_likelihood
-from transformer_jax.inference.hypotheses import SearchOptions
+from transformer_jax.inference.hypotheses import SearchOptions, perplexity
 from transformer_jax.inference.translator import Translator, _common_vocabulary
 from transformer_jax.training.step import initial_state
 
@@ -284,6 +287,34 @@ def test_evaluate_scores_files_without_keeping_translations(workdir, tmp_path):
     scores = evaluate(workdir, text, checkpoint="7", lowercase=True)
     assert scores["sentences"] == 2 and "case:lc" in scores["signature"]
     assert not list(workdir.glob("translations/*.7.txt"))
+
+
+def test_two_references_count_and_a_folder_that_cannot_be_written_costs_no_score(
+    workdir, tmp_path, monkeypatch, caplog
+):
+    """As sacrebleu scores the same lines; the perplexity is that of the first."""
+    other = ["eins zwei", "nichts", "vier eins eins fünf", "zwei eins"]
+    for name, lines in (("a", SOURCES), ("b", REFERENCES), ("c", other)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    source, *references = [str(tmp_path / name) for name in "abc"]
+    written = []
+
+    def refuse(path, lines):
+        written.extend(lines)
+        raise UserError(f"{path} cannot be written: Permission denied")
+
+    monkeypatch.setattr(evaluation, "write_lines", refuse)
+    monkeypatch.setattr(logging.getLogger("transformer_jax"), "propagate", True)
+    text = load_text(workdir, "test", source, references)
+    assert (text.sources, text.references) == (SOURCES, [REFERENCES, other])
+    both = evaluate(workdir, dataclasses.replace(text, split="test"), checkpoint="7")
+    assert "translations are not kept: " in caplog.text
+    assert "test.7.txt cannot be written: Permission denied" in caplog.text
+    expected = sacrebleu.corpus_bleu(written, [REFERENCES, other])
+    assert both["bleu"] == pytest.approx(expected.score, abs=1e-3)
+    assert both["signature"].startswith("nrefs:2|")
+    first = perplexity(translator_of(workdir, "7").score(SOURCES, REFERENCES))
+    assert both["perplexity"] == pytest.approx(first, rel=1e-4)
 
 
 def test_evaluate_searches_as_it_is_told(workdir):

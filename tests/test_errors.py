@@ -118,3 +118,50 @@ def test_what_stdout_s_encoding_lacks_is_escaped(tmp_path, encoding, printed):
         capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": encoding},
     )  # fmt: skip
     assert (run.returncode, run.stdout) == (0, printed + b" printed\n")
+
+
+TWICE = """
+import sys
+from absl import flags
+from ml_collections import config_flags
+from transformer_jax.errors import run_command
+
+flags.DEFINE_string("output", "o", "")
+flags.DEFINE_bool("scores", False, "")
+flags.DEFINE_multi_string("reference", None, "")
+config_flags.DEFINE_config_file("config", None, "")
+
+def main(_):
+    print(flags.FLAGS.output, flags.FLAGS.reference, flags.FLAGS.config)
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--output=a", "--output=b"], "--output is given twice, as a and as b; give it once"),
+        (["--output=a", "--output", "b"], "--output is given twice, as a and as b; give it once"),
+        (["--scores", "--noscores"], "--scores is given twice, as True and as False; give it once"),
+        (["--output=a", "--output=a", "--scores", "--scores", "--output=a"], None),
+        (["--reference=a", "--reference=b", "--output=o"], None),
+        (["--config={config}", "--config.x=1", "--config.x=2", "--config.y.z=3"], None),
+    ],
+)
+def test_a_flag_has_one_value(tmp_path, arguments, error):
+    """The last one would win in silence. Values of a config are overridden as ml_collections does it."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import ml_collections\n"
+        "def get_config():\n"
+        "    return ml_collections.ConfigDict({'x': 0, 'y': {'z': 0}})\n"
+    )
+    flags = [argument.format(config=config) for argument in arguments]
+    run = subprocess.run(
+        [sys.executable, "-c", TWICE, *flags], capture_output=True, text=True, check=False
+    )
+    assert run.stderr == (f"error: {error}\n" if error else "")
+    assert run.returncode == (2 if error else 0)
+    if "--config.x=2" in flags:
+        assert "x: 2" in run.stdout and "z: 3" in run.stdout

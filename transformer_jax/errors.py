@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 
@@ -139,8 +139,26 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def _refuse_another_value(flag: flags.Flag) -> None:
+    """Make a second value of a flag on one command line an error; absl would take the last in silence."""
+    values: list[Any] = []
+
+    def parse(argument: Any) -> None:
+        type(flag).parse(flag, argument)
+        values.append(flag.value)
+        if flag.value != values[0]:
+            raise UserError(
+                f"--{flag.name} is given twice, as {values[0]} and as {flag.value}; give it once"
+            )
+
+    flag.parse = parse  # type: ignore[method-assign]
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
+        for name in flags.FLAGS:
+            if not isinstance(flags.FLAGS[name], flags.MultiFlag):
+                _refuse_another_value(flags.FLAGS[name])
         return flags.FLAGS(argv)
     except SystemExit:  # --help was printed; absl would call that a failure
         sys.exit(0)

@@ -5,10 +5,12 @@
     python -m transformer_jax.evaluate --workdir=runs/demo --source=new.en --reference=new.de
 
 The first scores the run's test split and writes the translations to the (first) run folder,
-as translations/<split>.<step>.txt, with "average." before an average's step; the second scores any pair of files, one sentence a line, UTF-8.
+as translations/<split>.<step>.txt, with "average." before an average's step; the second scores any pair
+of files, one sentence a line, in UTF-8, .gz or not. Where several people have translated the source, give a
+--reference for each: BLEU and chrF then count what any of them wrote, as is usual for them.
 
 BLEU is sacrebleu's, with its signature and a 95 % bootstrap interval; perplexity is that of the
-reference's tokens, without label smoothing, and compares only models of one vocabulary.
+(first) reference's tokens, without label smoothing, and compares only models of one vocabulary.
 """
 
 import json
@@ -25,7 +27,12 @@ _SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "validation"], "Which split of the run's own data to score."
 )
 _SOURCE = flags.DEFINE_string("source", None, "A file to translate, instead of a split.")
-_REFERENCE = flags.DEFINE_string("reference", None, "Its translation by a person, line by line.")
+_REFERENCE = flags.DEFINE_multi_string(
+    "reference",
+    None,
+    "Its translation by a person, line by line; several if the flag is repeated. The perplexity is that "
+    "of the first.",
+)
 _TOKENIZE = flags.DEFINE_string(
     "tokenize",
     "13a",

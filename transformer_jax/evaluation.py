@@ -2,6 +2,7 @@
 """Score a trained model: what `python -m transformer_jax.evaluate` and notebooks call."""
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ from transformer_jax.training.loss import Means
 from transformer_jax.training.sharding import batch_sharding, batch_ways, spread
 from transformer_jax.training.step import Params, make_eval_step
 
+log = logging.getLogger(__name__)
+
 _BATCH_TOKENS = 4096  # positions a side of a batch
 _LOGITS_CHUNK = 1024  # the logits of so many tokens exist at a time
 
@@ -38,7 +41,7 @@ class Text:
     """What to score, and where its translations go."""
 
     sources: list[str]
-    references: list[str]
+    references: list[list[str]]  # by each translator a list, with a line for every source
     split: str | None = None  # None: a pair of files, whose translations are not kept
 
 
@@ -57,7 +60,8 @@ def evaluate(
     """Translate and score; what the command prints.
 
     Several run folders or checkpoints are an ensemble, see `Translator.from_workdir`; its translations
-    go to the first folder. `precision` is that of the search; the perplexity is the model's own.
+    go to the first folder, if that can be written to. `precision` is that of the search; the perplexity
+    is the model's own, of the first references.
 
     Raises:
       UserError: no such run folder, checkpoint or tokenizer, or nothing to score.
@@ -68,13 +72,16 @@ def evaluate(
     translations = translator.translate(
         text.sources, beam_size=beam_size, alpha=alpha, progress=progress
     )
-    scores = score(translations, text.references, tokenize=tokenize, lowercase=lowercase)
+    scores = score(translations, *text.references, tokenize=tokenize, lowercase=lowercase)
     name = "+".join(translator.checkpoints)
     steps = name.replace("average.", "")
     if text.split:
         first = workdir if isinstance(workdir, str | Path) else workdir[0]
-        write_translations(Path(first), text.split, name, translations)
-    total_perplexity = perplexity(translator.score(text.sources, text.references))
+        try:
+            write_translations(Path(first), text.split, name, translations)
+        except UserError as error:
+            log.warning("the translations are not kept: %s", error)
+    total_perplexity = perplexity(translator.score(text.sources, text.references[0]))
     return {
         **scores,
         "perplexity": round(total_perplexity, 4) if math.isfinite(total_perplexity) else None,
@@ -116,37 +123,50 @@ def make_likelihood(config: Config, vocabulary: Vocabulary, mesh: Mesh) -> Likel
 
 
 def write_translations(workdir: Path, split: str, step: int | str, lines: list[str]) -> None:
-    """`translations/<split>.<step>.txt` of the run folder; of many processes the first one writes it."""
+    """`translations/<split>.<step>.txt` of the run folder; of many processes the first one writes it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     if jax.process_index():
         return
     folder = workdir / "translations"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
     write_lines(folder / f"{split}.{step}.txt", lines)
 
 
 def load_text(
-    workdir: str | Path, split: str, source: str | None = None, reference: str | None = None
+    workdir: str | Path,
+    split: str,
+    source: str | None = None,
+    reference: str | Sequence[str] | None = None,
 ) -> Text:
-    """The text of two files, or else of a split of the run's own data.
+    """The text of a file and of its references, or else of a split of the run's own data.
 
     Raises:
       UserError: a file is missing or not UTF-8, or the numbers of lines differ.
     """
-    if (source is None) != (reference is None):
+    files = [reference] if isinstance(reference, str) else list(reference or ())
+    if bool(source) != bool(files):
         raise UserError("--source and --reference go together; give both or neither")
-    if source is None or reference is None:
+    if not source:
         text = read_text(Path(workdir), split)
         if text is None:
             raise UserError(
                 f"{workdir} has no {split} split; give files with --source and --reference"
             )
-        return Text(*text, split)
-    sources, references = read_lines(source), read_lines(reference)
-    if len(sources) != len(references):
-        raise UserError(
-            f"{source} has {len(sources)} lines and {reference} has {len(references)}; "
-            "line n of one must be the translation of line n of the other"
-        )
+        sources, references = text
+        return Text(sources, [references], split)
+    sources, every = read_lines(source), [read_lines(file) for file in files]
+    for file, lines in zip(files, every, strict=True):
+        if len(sources) != len(lines):
+            raise UserError(
+                f"{source} has {len(sources)} lines and {file} has {len(lines)}; "
+                "line n of one must be the translation of line n of the other"
+            )
     if not sources:
         raise UserError(f"{source} is empty; there is nothing to score")
-    return Text(sources, references)
+    return Text(sources, every)

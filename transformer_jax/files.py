@@ -59,7 +59,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, or replace it; see `is_stream` and `target` for what is no file.
+    """Write a file, or replace it; see `is_stream` and `followed` for what is no file.
 
     Raises:
       UserError: it cannot be written; what was there before is still there.
@@ -68,7 +68,7 @@ def write_whole(path: Path, content: bytes) -> None:
         with open_stream(path) as write:
             write(content)
         return
-    final = target(path)
+    final = followed(path)
     temporary = final.with_name(final.name + ".tmp")
     try:
         temporary.write_bytes(content)
@@ -95,7 +95,7 @@ def check_writable(path: str | Path) -> None:
         else:
             return
         raise UserError(f"{path} cannot be written: {reason}")
-    folder = target(path).parent
+    folder = followed(path).parent
     if path.is_dir():
         reason = "it is a folder"
     elif not folder.is_dir():
@@ -107,7 +107,7 @@ def check_writable(path: str | Path) -> None:
     raise UserError(f"{path} cannot be written: {reason}")
 
 
-def target(path: Path) -> Path:
+def followed(path: Path) -> Path:
     """Where a file of this name is written: where a link leads to, whether or not there is a file."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 

@@ -14,7 +14,8 @@ them, as long as the next comes within half a second; --interactive waits for no
 
 Columns, where more than the translation is asked for, have " ||| " between them: number of the source
 from 0 (--n_best), translation, score (--n_best, --scores), log-probability, those of the tokens and of
-the end (--scores), alignment (--alignments). --format=jsonl has an object a translation instead.
+the end (--scores), alignment (--alignments). A translation's own ||| is &#124;&#124;&#124; there, as
+Moses writes it. --format=jsonl has an object a translation instead, and its text as it is.
 
 From Python: transformer_jax.Translator.from_workdir("runs/demo").translate(["A dog runs."])
 """

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -110,7 +111,8 @@ def test_an_import_computes_what_marian_s_formulas_say(tmp_path: Path, sizes: di
 def test_there_and_back_again_is_the_same_to_the_bit(tmp_path: Path) -> None:
     write_folder(tmp_path / "theirs", layers=1)
     marian.import_folder(tmp_path / "theirs", tmp_path / "run")
-    marian.export_folder(tmp_path / "run", tmp_path / "again")
+    (tmp_path / "link").symlink_to("again")  # of a folder that is not there yet
+    marian.export_folder(tmp_path / "run", tmp_path / "link")
     before, after = (
         safetensors.read(tmp_path / name / "model.safetensors") for name in ("theirs", "again")
     )
@@ -230,7 +232,7 @@ def test_a_damaged_pack_is_one_line(tmp_path: Path) -> None:
         ({"normalize_before": True}, "normalize_before=True"),
         ({"activation_function": "gelu"}, "activation_function='gelu'; known are relu"),
         ({"model_type": "bart"}, "model_type='bart', not 'marian'"),
-        ({"vocab_size": 7}, "vocab_size=7, vocab.json says"),
+        ({"vocab_size": 7}, "vocab_size=7, vocab.json has"),
         ({"decoder_start_token_id": 3}, "decoder_start_token_id=3, vocab.json says"),
         ({"encoder_layers": 3, "decoder_layers": 3}, "no array model.decoder.layers.2"),
         (
@@ -266,6 +268,41 @@ def test_weights_of_another_shape_are_refused(tmp_path, name, rows, columns, mes
     safetensors.write(tmp_path / "model.safetensors", arrays, {"format": "pt"})
     with pytest.raises(UserError, match=message):
         marian.import_folder(tmp_path, tmp_path / "run")
+
+
+def test_a_padded_embedding_is_imported_without_its_padding(tmp_path: Path, caplog) -> None:
+    """As resize_token_embeddings(pad_to_multiple_of=...) leaves it: rows of no token, with a bias."""
+    described = write_folder(tmp_path / "plain", layers=1)
+    marian.import_folder(tmp_path / "plain", tmp_path / "expected")
+    shutil.copytree(tmp_path / "plain", tmp_path / "padded")
+    rows = described["vocab_size"] + 24
+    (tmp_path / "padded" / "config.json").write_text(json.dumps({**described, "vocab_size": rows}))
+    arrays = dict(safetensors.read(tmp_path / "plain" / "model.safetensors"))
+    arrays["model.shared.weight"] = np.pad(arrays["model.shared.weight"], ((0, 24), (0, 0)))
+    arrays["lm_head.weight"] = arrays["model.shared.weight"]
+    arrays["final_logits_bias"] = np.pad(arrays["final_logits_bias"], ((0, 0), (0, 24)))
+    safetensors.write(tmp_path / "padded" / "model.safetensors", arrays, {"format": "pt"})
+    marian.import_folder(tmp_path / "padded", tmp_path / "run")
+    assert "the last 24 rows, which are no token, are left out" in caplog.text
+    (_, ours), (_, expected) = (
+        checkpoints.load_params(tmp_path / name) for name in ("run", "expected")
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json"])
+def test_tokens_that_a_tokenizer_adds_are_named(tmp_path: Path, name: str) -> None:
+    """Those of vocab.json that such a file repeats are no additions."""
+    described = write_folder(tmp_path)
+    size = described["vocab_size"]
+    (tmp_path / "config.json").write_text(json.dumps({**described, "vocab_size": size + 1}))
+    tokens = {"</s>": 0, "<note>": size}
+    decoder = {str(number): {"content": token} for token, number in tokens.items()}
+    content = tokens if name == "added_tokens.json" else {"added_tokens_decoder": decoder}
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"{name} has '<note>', of 1 tokens that vocab.json"):
+        marian.import_folder(tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

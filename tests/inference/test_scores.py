@@ -44,6 +44,21 @@ def test_lowercase_and_tokenize_reach_sacrebleu():
     assert "case:lc" in folded["chrf_signature"]
 
 
+def test_several_references_are_sacrebleu_s_own():
+    others = [line.replace("a ", "the ") for line in REFERENCES]
+    scores = score(HYPOTHESES, REFERENCES, others)
+    bleu = BLEU().corpus_score(HYPOTHESES, [REFERENCES, others])
+    chrf = CHRF().corpus_score(HYPOTHESES, [REFERENCES, others])
+    assert scores["bleu"] == pytest.approx(bleu.score, abs=1e-4)
+    assert scores["chrf"] == pytest.approx(chrf.score, abs=1e-4)
+    assert scores["signature"].startswith("nrefs:2|")
+    assert scores["chrf_signature"].startswith("nrefs:2|")
+    assert scores["sentences"] == 80
+    assert score(HYPOTHESES, REFERENCES, others)["bleu"] > score(HYPOTHESES, REFERENCES)["bleu"]
+    with pytest.raises(UserError, match=r"80 translations .* 79 references"):
+        score(HYPOTHESES, REFERENCES, others[1:])
+
+
 def test_a_perfect_translation_has_100():
     scores = score(REFERENCES, REFERENCES, bootstrap=10)
     assert scores["bleu"] == scores["chrf"] == 100.0

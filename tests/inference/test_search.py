@@ -14,9 +14,9 @@ from tests.tiny_models import SENTENCES, tiny_model, tiny_vocabulary
 from transformer_jax.config import DecodeConfig, MeshConfig
 from transformer_jax.data.batch import EOS, Batch, Tokens
 from transformer_jax.errors import UserError
-from transformer_jax.inference.encoding import Counts
+from transformer_jax.inference.encoding import Counts, encode_pairs, encode_prefixes
 from transformer_jax.inference.ensemble import Ensemble, log_mean
-from transformer_jax.inference.forced import align_words, force
+from transformer_jax.inference.forced import force
 from transformer_jax.inference.hypotheses import SearchOptions, perplexity, perplexity_of
 from transformer_jax.inference.padding import pad
 from transformer_jax.inference.sampling import Sampling
@@ -144,6 +144,78 @@ def test_a_translation_begins_with_its_prefix(translator, vocabulary, beam_size)
     assert again[0][0].log_prob == pytest.approx(found[0][0].log_prob, abs=1e-3)
 
 
+ODD = ["Ω  zwei Männer", "\u2028zwei Ω\u2028the 😀", "Ω", "zwei \ud83d\ude00 \ud83d", "zwei"]
+
+
+def test_a_prefix_stays_as_it_is_also_what_the_vocabulary_does_not_have(translator):
+    """And its words are words in alignments; half a character is U+FFFD, two halves are one."""
+    counts = Counts()
+    lines = [LINES[0], "A\tB\u00a0zwei  dog", "Ω dog", "a \udc00 dog", LINES[0]]
+    found = translator.search(lines, ALL, prefixes=ODD, counts=counts)
+    assert counts.unknown == 4, "a line counts once"
+    starts = ["Ω  zwei Männer", "zwei Ω the 😀", "Ω", "zwei 😀 \ufffd", "zwei"]
+    for line, start, hypotheses in zip(lines, starts, found, strict=True):
+        for entry in hypotheses:
+            assert entry.text.startswith(start)
+            entry.text.encode()
+            sources, targets = zip(*entry.alignment, strict=True)
+            assert set(targets) == set(range(len(entry.text.split())))
+            assert max(sources) < len(line.split())
+    plain = translator.search(lines[4:], ALL, prefixes=ODD[4:])
+    assert [entry.text for entry in plain[0]] == [entry.text for entry in found[4]]
+    [blank] = translator.search([""], prefixes=["Ω"], counts=counts)
+    assert blank[0].text == "" and counts.unknown == 4
+
+
+@pytest.mark.parametrize(
+    ("prefix", "rest", "text"),
+    [
+        ("Ω Hund", "▁the", "Ω Hund the"),
+        ("Ω Hund", "the", "Ω Hundthe"),
+        ("Hund Ω", "the", "Hund Ωthe"),
+        ("Hund Ω", "▁the", "Hund Ω the"),
+        ("Hund Ω", "", "Hund Ω"),
+    ],
+)
+def test_what_follows_a_prefix_begins_a_word_or_goes_on_with_it(translator, prefix, rest, text):
+    """Pieces of the letters of "the" by themselves, the first with or without its space."""
+    pieces = [rest[:2], *rest[2:]] if rest.startswith("▁") else [*rest]
+    ids = ids_of(translator.vocabulary, pieces)
+    [start] = encode_prefixes(translator.vocabulary, [prefix], 1, 23)
+    assert translator._texts([start.ids + ids], [start]) == [text]
+    words = translator._words(start.ids + ids, start)
+    assert len(words) == len(start.ids + ids) - 1
+    assert {number for each in words for number in each} == set(range(len(text.split())))
+
+
+def test_half_a_character_is_that_line_s_alone(translator, vocabulary):
+    """In every place that takes text."""
+    lines = ["a dog\ud83d", LINES[0], "\ud83d\ude00"]
+    whole = ["a dog\ufffd", LINES[0], "😀"]
+    assert translator.translate(lines) == translator.translate(whole)
+    said, expected = (translator.score(each, each) for each in (lines, whole))
+    assert [entry.log_prob for entry in said] == [entry.log_prob for entry in expected]
+    assert [entry.text for entry in said] == whole
+    assert encode_pairs(vocabulary, lines, lines, 24) == encode_pairs(vocabulary, whole, whole, 24)
+
+
+def test_no_text_stands_twice_among_the_best(translator, vocabulary, monkeypatch):
+    """The better of two segmentations stays, and another text comes after it."""
+    every = translator.search(LINES[:2], SearchOptions(n_best=3))
+    monkeypatch.setattr(
+        vocabulary.__class__, "decode", lambda _, ids: [str(len(row) % 2) for row in ids]
+    )
+    for count in (2, 3):
+        found = translator.search(LINES[:2], SearchOptions(n_best=count))
+        for of_line, all_of_line in zip(found, every, strict=True):
+            first: dict[str, object] = {}
+            for entry in all_of_line:
+                first.setdefault(str((len(entry.tokens) + 1) % 2), entry.tokens)
+            assert [(entry.text, entry.tokens) for entry in of_line] == list(first.items())[:count]
+    drawn = translator.search(LINES[:1], SearchOptions(n_best=5, sampling=Sampling()))
+    assert len(drawn[0]) == 5, "samples are as they were drawn"
+
+
 def test_a_prefix_may_be_longer_than_the_limit(translator):
     long = " ".join(SENTENCES[:9])
     options = SearchOptions(max_length=2)
@@ -239,10 +311,9 @@ def test_eight_devices_say_the_same_as_one(models, vocabulary, translator, found
 def test_alignments_are_between_words_that_exist(found):
     for line, hypotheses in zip(LINES, found, strict=True):
         for hypothesis in hypotheses:
-            words = sum(piece.startswith("▁") for piece in hypothesis.tokens[1:]) + 1
             assert hypothesis.alignment is not None
             aligned = {target for _, target in hypothesis.alignment}
-            assert aligned == (set(range(words)) if hypothesis.tokens else set())
+            assert aligned == set(range(len(hypothesis.text.split())))
             assert all(0 <= source < len(line.split()) for source, _ in hypothesis.alignment)
 
 
@@ -285,21 +356,6 @@ def test_a_token_is_aligned_to_what_the_last_two_layers_look_at_most(vocabulary)
         np.testing.assert_array_equal(entry.looked_at, expected)
         places |= set(expected.tolist())
     assert len(places) > 1, "all look at the same place; nothing is tested"
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "looked_at", "pairs"),
-    [
-        ("▁a ▁b", "▁x ▁y", [1, 0], [(1, 0), (0, 1)]),
-        ("▁a b ▁c", "▁x y ▁z", [0, 2, 1], [(0, 0), (1, 0), (0, 1)]),
-        ("▁a", "x y", [0, 0], [(0, 0)]),
-        ("▁ a ▁ b", "▁ x", [2, 3], [(1, 0)]),
-        ("a ▁b", "▁x", [1], [(1, 0)]),
-        ("▁a", "", [], []),
-    ],
-)
-def test_words_are_aligned_through_their_pieces(source, target, looked_at, pairs):
-    assert align_words(source.split(" "), target.split(), looked_at) == tuple(pairs)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +410,20 @@ def test_a_line_with_text_has_a_token_at_least(silent, vocabulary):
         found = translator.search([*LINES[:2], ""], options, prefixes=prefixes, counts=counts)
         assert sizes(found) == expected
         assert (counts.empty, counts.lost) == (1, int(least == 0)), "what came out empty is counted"
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_alpha_gives_numbers_and_larger_ones_longer_translations(silent, vocabulary):
+    translator = Translator(silent, vocabulary, DECODE, 24)
+    lengths = []
+    for alpha in (-1e6, -50.0, 0.6, 50.0, 1e6):
+        found = translator.search(LINES, SearchOptions(alpha=alpha, n_best=3))
+        for hypotheses in found:
+            scores = [(entry.score, entry.log_prob) for entry in hypotheses]
+            assert np.isfinite(scores).all() and np.max(scores) < 0
+            assert scores == sorted(scores, key=lambda pair: -pair[0])
+        lengths.append(sum(len(hypotheses[0].tokens) for hypotheses in found))
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
 
 
 @pytest.mark.slow  # the search is the same whatever its step function multiplies

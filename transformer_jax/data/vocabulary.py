@@ -74,6 +74,14 @@ class Vocabulary:
         """The ids of each source sentence, EOS at the end."""
         return self._processor.encode(check_lines("sentences", sentences), add_eos=True)
 
+    def split(self, sentences: Sequence[str]) -> list[list[str]]:
+        """The pieces of each source sentence; those of no id are there as its characters."""
+        return self._processor.encode(check_lines("sentences", sentences), out_type=str)
+
+    def split_targets(self, sentences: Sequence[str]) -> list[list[str]]:
+        """The same of each target sentence."""
+        return self.split(sentences)
+
     def pieces_of(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The pieces of token ids; "▁" in one stands for a space."""
         return tuple(self.pieces[number] for number in ids)
@@ -150,13 +158,21 @@ class MarianVocabulary(Vocabulary):
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """The ids of each source sentence, EOS at the end."""
-        sentences = check_lines("sentences", sentences)
-        return [self._encode(self._source, sentence) for sentence in sentences]
+        return self._ids_of(self.split(sentences))
 
     def encode_targets(self, sentences: Sequence[str]) -> list[list[int]]:
         """The ids of each target sentence, EOS at the end."""
+        return self._ids_of(self.split_targets(sentences))
+
+    def split(self, sentences: Sequence[str]) -> list[list[str]]:
+        """The pieces of each source sentence; those of no id are there as its characters."""
         sentences = check_lines("sentences", sentences)
-        return [self._encode(self._target, sentence) for sentence in sentences]
+        return [_pieces(self._source, sentence) for sentence in sentences]
+
+    def split_targets(self, sentences: Sequence[str]) -> list[list[str]]:
+        """The same of each target sentence."""
+        sentences = check_lines("sentences", sentences)
+        return [_pieces(self._target, sentence) for sentence in sentences]
 
     def decode(self, sentences: Iterable[Iterable[int]]) -> list[str]:
         """The text of each sequence of target ids, up to its EOS; UNKNOWN is left out."""
@@ -170,11 +186,8 @@ class MarianVocabulary(Vocabulary):
             for ids in sentences
         ]
 
-    def _encode(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
-        code = _LANGUAGE_CODE.match(text)
-        pieces = [code[0]] if code else []
-        pieces += processor.encode(text[code.end() :] if code else text, out_type=str)
-        return [*(self._ids.get(piece, UNKNOWN) for piece in pieces), EOS]
+    def _ids_of(self, sentences: list[list[str]]) -> list[list[int]]:
+        return [[*(self._ids.get(piece, UNKNOWN) for piece in each), EOS] for each in sentences]
 
 
 _ZIP = b"PK\x03\x04"  # how the file of a MarianVocabulary begins
@@ -182,6 +195,12 @@ _MARIAN_FILES = "source.spm", "target.spm", "vocab.json"
 _MARIAN_SPECIAL = "<pad>", "</s>", "<unk>"  # as PAD, EOS, UNKNOWN
 _LANGUAGE_CODE = re.compile(r">>.*?<<")
 _SPACE = "\u2581"  # sentencepiece's, at the beginning of words
+
+
+def _pieces(processor: sentencepiece.SentencePieceProcessor, text: str) -> list[str]:
+    code = _LANGUAGE_CODE.match(text)
+    pieces = [code[0]] if code else []
+    return pieces + processor.encode(text[code.end() :] if code else text, out_type=str)
 
 
 def _until_eos(ids: Iterable[int]) -> list[int]:

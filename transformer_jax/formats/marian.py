@@ -25,7 +25,7 @@ from transformer_jax.config import Config, ConfigError, DataConfig, DecodeConfig
 from transformer_jax.data.batch import PAD
 from transformer_jax.data.vocabulary import MarianVocabulary, Vocabulary
 from transformer_jax.errors import UserError
-from transformer_jax.files import write_whole
+from transformer_jax.files import followed, write_whole
 from transformer_jax.formats import safetensors
 from transformer_jax.formats.marian_arrays import (
     Arrays,
@@ -35,6 +35,7 @@ from transformer_jax.formats.marian_arrays import (
     float32,
     from_marian,
     to_marian,
+    without_rows,
 )
 from transformer_jax.model.embeddings import sinusoids
 
@@ -63,7 +64,7 @@ def import_folder(folder: str | Path, workdir: str | Path) -> None:
         raise UserError(f"--workdir={workdir} has checkpoints already; give another one")
     described = _read_json(folder / "config.json")
     vocabulary = _read_vocabulary(folder, described)
-    arrays = _read_arrays(folder)
+    arrays = _without_padding(_read_arrays(folder), described, vocabulary.size, folder)
     try:
         model = _model_config(described, arrays, vocabulary, folder)
         config = _run_config(folder, described, model)
@@ -87,7 +88,7 @@ def export_folder(
     Raises:
       UserError: no such checkpoint, or a model that MarianMTModel cannot be.
     """
-    workdir, folder = Path(workdir), Path(folder)
+    workdir, folder = Path(workdir), followed(Path(folder))
     config = checkpoints.load_config(workdir)
     _check_can_be_marian(config.model, workdir)
     vocabulary = Vocabulary.load(workdir / "vocabulary.model", size=config.model.vocab_size)
@@ -159,9 +160,14 @@ def _read_vocabulary(folder: Path, described: Mapping[str, Any]) -> MarianVocabu
         raise UserError(f"{folder / 'vocab.json'} cannot be used: {error}") from None
     except RuntimeError:
         raise UserError(f"{folder} has a .spm file that is no sentencepiece model") from None
+    _check_added_tokens(folder, vocabulary.size)
     pad, eos = (int(number) for number in vocabulary.marian_ids[:2])
+    if described.get("vocab_size", vocabulary.size) < vocabulary.size:
+        raise UserError(
+            f"{folder / 'config.json'} has vocab_size={described['vocab_size']}, vocab.json has "
+            f"{vocabulary.size} pieces"
+        )
     for field, number in (
-        ("vocab_size", vocabulary.size),
         ("pad_token_id", pad),
         ("eos_token_id", eos),
         ("decoder_start_token_id", pad),
@@ -171,6 +177,39 @@ def _read_vocabulary(folder: Path, described: Mapping[str, Any]) -> MarianVocabu
                 f"{folder / 'config.json'} has {field}={described[field]}, vocab.json says {number}"
             )
     return vocabulary
+
+
+def _check_added_tokens(folder: Path, size: int) -> None:
+    """Raises: UserError if the tokenizer knows tokens that are not among the `size` of vocab.json."""
+    added = folder / "added_tokens.json"
+    config = folder / "tokenizer_config.json"
+    tokens = _read_json(added) if added.exists() else {}
+    described = _read_json(config).get("added_tokens_decoder", {}) if config.exists() else {}
+    named = {added: tokens, config: {entry["content"]: int(i) for i, entry in described.items()}}
+    for path, numbers in named.items():
+        more = [token for token, number in numbers.items() if number >= size]
+        if more:
+            raise UserError(
+                f"{path} has {more[0]!r}, of {len(more)} tokens that vocab.json does not have; only models "
+                "without can be imported: take them out of that file, and their text is ordinary pieces"
+            )
+
+
+def _without_padding(
+    arrays: Arrays, described: Mapping[str, Any], size: int, folder: Path
+) -> Arrays:
+    """The arrays without what stands behind the `size` tokens of vocab.json, to fill up a round number."""
+    rows = described.get("vocab_size", size)
+    if rows == size:
+        return arrays
+    log.warning(
+        "%s has an embedding of %d rows and %d pieces; the last %d rows, which are no token, are left out",
+        folder,
+        rows,
+        size,
+        rows - size,
+    )
+    return {name: without_rows(name, array, rows, size) for name, array in arrays.items()}
 
 
 def _model_config(

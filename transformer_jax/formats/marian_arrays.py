@@ -169,6 +169,14 @@ def final_logits_bias(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     return float32(arrays, "final_logits_bias").reshape(-1)
 
 
+def without_rows(name: str, array: np.ndarray, rows: int, kept: int) -> np.ndarray:
+    """The array, and of one that has a place for each of `rows` tokens only the first `kept`."""
+    axis = 0 if name in _EMBEDDINGS else -1 if name == "final_logits_bias" else None
+    if axis is None or array.shape[axis] != rows:
+        return array
+    return array[:kept] if axis == 0 else array[..., :kept]
+
+
 def float32(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """Raises: UserError if there is none of that name."""
     if name not in arrays:

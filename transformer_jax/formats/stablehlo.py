@@ -32,6 +32,7 @@ from transformer_jax.config import Config, ModelConfig
 from transformer_jax.data.batch import EOS, PAD, UNKNOWN, Tokens
 from transformer_jax.data.vocabulary import MarianVocabulary, Vocabulary
 from transformer_jax.errors import UserError, check_lines
+from transformer_jax.files import followed
 from transformer_jax.model.embeddings import sinusoids
 from transformer_jax.model.transformer import KeysValues, Transformer
 from transformer_jax.training.step import model_structure
@@ -57,7 +58,7 @@ def export_folder(
     for platform in check_lines("platforms", platforms):
         if platform not in PLATFORMS:
             raise UserError(f"--platforms={platform} is unknown; allowed: {', '.join(PLATFORMS)}")
-    workdir, folder = Path(workdir), Path(folder)
+    workdir, folder = Path(workdir), followed(Path(folder))
     config = checkpoints.load_config(workdir)
     step, params = checkpoints.load_params(workdir, checkpoint)
     vocabulary = Vocabulary.load(workdir / "vocabulary.model", size=config.model.vocab_size)

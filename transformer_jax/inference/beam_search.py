@@ -51,8 +51,12 @@ class SearchState:
 def length_penalty(
     length: Int[Array, "*dims"] | int, alpha: Float[Array, ""] | float
 ) -> Float[Array, "*dims"]:
-    """lp(Y) = ((5 + |Y|) / 6)^alpha, where |Y| counts EOS. Scores are log P(Y | X) / lp(Y)."""
-    return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
+    """lp(Y) = ((5 + |Y|) / 6)^alpha, where |Y| counts EOS. Scores are log P(Y | X) / lp(Y).
+
+    It stays between 1e-32 and 1e32, so that scores are numbers whatever alpha is.
+    """
+    penalty = ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
+    return jnp.clip(penalty, 1e-32, 1e32)
 
 
 def beam_search(

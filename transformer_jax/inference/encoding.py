@@ -3,6 +3,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Sequence
 
 from transformer_jax.data.batch import EOS, UNKNOWN
@@ -10,6 +11,8 @@ from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError, check_lines
 
 log = logging.getLogger(__name__)
+
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters that UTF-16 writes as two
 
 
 @dataclasses.dataclass
@@ -25,23 +28,55 @@ class Counts:
     log_prob: float = 0.0  # of these tokens together
 
 
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """What a line's translation begins with."""
+
+    text: str = ""  # none if the ids are only the first of it
+    ids: list[int] = dataclasses.field(default_factory=list)
+
+
+def whole_characters(name: str, lines: Sequence[str]) -> list[str]:
+    """The lines without halves of characters, which a str may have and no text.
+
+    Two halves become the character that they are of, a lone one becomes U+FFFD.
+
+    Raises:
+      UserError: `name` is no list of str.
+    """
+    return [
+        line.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if _HALVES.search(line)
+        else line
+        for line in check_lines(name, lines)
+    ]
+
+
 def encode_lines(
-    vocabulary: Vocabulary, lines: Sequence[str], max_length: int, counts: Counts | None = None
+    vocabulary: Vocabulary,
+    lines: Sequence[str],
+    max_length: int,
+    counts: Counts | None = None,
+    prefixes: Sequence[Prefix] = (),
 ) -> list[list[int]]:
     """The ids of each line, EOS at the end, cut to max_length; [EOS] for a blank line.
 
-    `counts` is added to; without it a warning says how many lines were cut.
+    `counts` is added to, `prefixes` included; without it a warning says how many lines were cut.
 
     Raises:
       UserError: it is no list of str.
     """
-    encoded = vocabulary.encode([line.strip() for line in check_lines("lines", lines)])
+    encoded = vocabulary.encode([line.strip() for line in whole_characters("lines", lines)])
     too_long = sum(len(ids) > max_length for ids in encoded)
     if counts is not None:
         counts.lines += len(encoded)
         counts.empty += sum(ids == [EOS] for ids in encoded)
         counts.cut += too_long
-        counts.unknown += sum(UNKNOWN in ids for ids in encoded)
+        starts = [prefix.ids for prefix in prefixes] or [[]] * len(encoded)
+        counts.unknown += sum(
+            UNKNOWN in ids or (UNKNOWN in start and ids != [EOS])
+            for ids, start in zip(encoded, starts, strict=True)
+        )
     elif too_long:
         log.warning(
             "%d of %d lines have more than %d tokens; only that many are translated",
@@ -66,7 +101,8 @@ def encode_pairs(
     Raises:
       UserError: the numbers of lines differ, or they are no lists of str.
     """
-    sources, targets = check_lines("sources", sources), check_lines("targets", targets)
+    sources = whole_characters("sources", sources)
+    targets = whole_characters("targets", targets)
     if len(sources) != len(targets):
         raise UserError(
             f"{len(sources)} sources and {len(targets)} targets are no pairs; give one target a source"
@@ -88,21 +124,24 @@ def encode_pairs(
 
 def encode_prefixes(
     vocabulary: Vocabulary, prefixes: Sequence[str] | None, lines: int, longest: int
-) -> list[list[int]]:
-    """The first `longest` token ids of each prefix; [] for a line without one.
+) -> list[Prefix]:
+    """The first `longest` token ids of each prefix; none for a line without one.
 
     Raises:
       UserError: there are prefixes, but not one a line, or they are no list of str.
     """
     if prefixes is None:
-        return [[]] * lines
-    prefixes = check_lines("prefixes", prefixes)
+        return [Prefix()] * lines
+    prefixes = [prefix.strip() for prefix in whole_characters("prefixes", prefixes)]
     if len(prefixes) != lines:
         raise UserError(
             f"{len(prefixes)} prefixes for {lines} lines; give one a line, blank where there is none"
         )
-    encoded = vocabulary.encode_targets([prefix.strip() for prefix in prefixes])
-    return [ids[: min(longest, len(ids) - 1)] for ids in encoded]  # without EOS
+    encoded = [ids[:-1] for ids in vocabulary.encode_targets(prefixes)]  # without EOS
+    return [
+        Prefix(text if len(ids) <= longest else "", ids[:longest])
+        for text, ids in zip(prefixes, encoded, strict=True)
+    ]
 
 
 def cut(ids: list[int], length: int) -> list[int]:

@@ -25,7 +25,6 @@ from transformer_jax.model.attention import MultiHeadAttention
 from transformer_jax.model.transformer import Transformer
 
 _LOGITS_ROWS = 8  # the logits of so many rows exist at a time
-_WORD = "▁"  # what a sentencepiece writes for a space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,33 +143,3 @@ def _watch(model: Transformer | Ensemble) -> list[_Watched]:
             watched.append(_Watched(layer.cross_attention))
             layer.cross_attention = watched[-1]  # type: ignore[assignment]
     return watched
-
-
-def align_words(
-    source: Sequence[str], target: Sequence[str], looked_at: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
-    """Pairs (source word, target word), from the source piece that each target piece looked at.
-
-    Words are what spaces separate, numbered from 0. A target word is aligned to the words of all its
-    pieces; every target word has one at least.
-
-    Args:
-      source: pieces, without EOS.
-      target: pieces, without EOS.
-      looked_at: for each target piece the number of a source piece.
-    """
-    source_words, target_words = _words(source), _words(target)
-    pairs = {
-        (source_words[place], word) for word, place in zip(target_words, looked_at, strict=True)
-    }
-    return tuple(sorted(pairs, key=lambda pair: pair[::-1]))
-
-
-def _words(pieces: Sequence[str]) -> list[int]:
-    """The number of the word that each piece belongs to."""
-    numbers, number = [], 0
-    for place, piece in enumerate(pieces):
-        if place and piece.startswith(_WORD):
-            number += 1
-        numbers.append(number)
-    return numbers

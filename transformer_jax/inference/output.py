@@ -9,6 +9,7 @@ from typing import Any
 from transformer_jax.inference.hypotheses import Hypothesis, SearchOptions
 
 _COLUMN = " ||| "
+_ESCAPED = "&#124;&#124;&#124;"  # not | | |, which are more words, and alignments number words
 
 
 def write_translations(
@@ -16,7 +17,8 @@ def write_translations(
 ) -> str:
     """The lines for a chunk of sources, whose first has the number `first_line`, from 0.
 
-    Text has a line a hypothesis with these columns, " ||| " between them:
+    Text has a line a hypothesis with these columns, " ||| " between them, and for a ||| of the
+    translation itself what Moses writes, &#124;&#124;&#124;, if there are columns:
 
         the source's number     if n_best > 1
         the translation
@@ -46,6 +48,9 @@ def write_translations(
             columns += [_number(entry.log_prob), " ".join(map(_number, entry.token_log_probs))]
         if entry.alignment is not None:
             columns.append(_pharaoh(entry))
+        if len(columns) > 1:
+            place = int(options.n_best > 1)
+            columns[place] = entry.text.replace("|||", _ESCAPED)
         rows.append(_COLUMN.join(columns))
     return "".join(f"{row}\n" for row in rows)
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from transformer_jax.errors import UserError
-from transformer_jax.files import lock, target
+from transformer_jax.files import followed, lock
 
 _VERSION = 1  # of both files
 
@@ -34,7 +34,7 @@ class ResumableFile:
           UserError: it cannot be written, another process writes it, or it was begun with other
             settings.
         """
-        self.path = target(Path(path))
+        self.path = followed(Path(path))
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._journal = self._partial.with_name(self._partial.name + ".json")
         # As they look when they are read back.

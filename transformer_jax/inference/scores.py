@@ -25,16 +25,17 @@ class Scores(TypedDict):
 def score(
     hypotheses: Sequence[str],
     references: Sequence[str],
-    *,
+    *others: Sequence[str],
     tokenize: str = "13a",
     lowercase: bool = False,
     bootstrap: int = 1000,
 ) -> Scores:
-    """Corpus BLEU and chrF2 of hypotheses against one reference each.
+    """Corpus BLEU and chrF2 of hypotheses against one reference each, or several.
 
     Args:
       hypotheses: translations.
-      references: as many.
+      references: as many, each of the line of the same number.
+      others: further references of the lines, if there are several.
       tokenize: sacrebleu's name for what splits words; "none" for text that is split already.
       lowercase: ignore case.
       bootstrap: resamples for the interval, fewer if there are more than 10,000 sentences; 0: none.
@@ -43,27 +44,28 @@ def score(
       UserError: an unknown or unusable tokenizer, unequal numbers of lines, none, or what is no str.
     """
     hypotheses = check_lines("hypotheses", hypotheses)
-    references = check_lines("references", references)
-    if len(hypotheses) != len(references):
-        raise UserError(
-            f"{len(hypotheses)} translations cannot be scored with {len(references)} references; "
-            "give one reference a line"
-        )
-    if not references:
+    every = [check_lines("references", each) for each in (references, *others)]
+    for each in every:
+        if len(hypotheses) != len(each):
+            raise UserError(
+                f"{len(hypotheses)} translations cannot be scored with {len(each)} references; "
+                "give one reference a line"
+            )
+    if not hypotheses:
         raise UserError("there are no sentences to score; give files with at least one line")
     bleu, chrf = _bleu(tokenize, lowercase), CHRF(lowercase=lowercase)
-    resamples = max(2, min(bootstrap, RESAMPLED // len(references))) if bootstrap > 1 else 1
-    result = bleu.corpus_score(hypotheses, [references], n_bootstrap=resamples)
+    resamples = max(2, min(bootstrap, RESAMPLED // len(hypotheses))) if bootstrap > 1 else 1
+    result = bleu.corpus_score(hypotheses, every, n_bootstrap=resamples)
     interval = None
     if resamples > 1:
         interval = [round(result._mean - result._ci, 4), round(result._mean + result._ci, 4)]
     return Scores(
         bleu=round(result.score, 4),
         bleu_interval=interval,
-        chrf=round(chrf.corpus_score(hypotheses, [references]).score, 4),
+        chrf=round(chrf.corpus_score(hypotheses, every).score, 4),
         signature=str(bleu.get_signature()),
         chrf_signature=str(chrf.get_signature()),
-        sentences=len(references),
+        sentences=len(hypotheses),
     )
 
 

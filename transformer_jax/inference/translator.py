@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text in, text out: section 6.1."""
 
+import collections
 import copy
 import dataclasses
 import hashlib
@@ -24,9 +25,16 @@ from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.inference.batches import make_search_weights, sample_batch, translate_batch
 from transformer_jax.inference.beam_search import BeamResult, length_penalty
-from transformer_jax.inference.encoding import Counts, encode_lines, encode_pairs, encode_prefixes
+from transformer_jax.inference.encoding import (
+    Counts,
+    Prefix,
+    encode_lines,
+    encode_pairs,
+    encode_prefixes,
+    whole_characters,
+)
 from transformer_jax.inference.ensemble import Ensemble
-from transformer_jax.inference.forced import align_words, force
+from transformer_jax.inference.forced import force
 from transformer_jax.inference.hypotheses import Hypothesis, SearchOptions
 from transformer_jax.inference.padding import (
     Group,
@@ -35,6 +43,7 @@ from transformer_jax.inference.padding import (
     pad,
     pad_prefixes,
 )
+from transformer_jax.inference.words import SPACE, Words, align_words, words_of_ids, words_of_text
 from transformer_jax.model.decoding import SearchWeights
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.progress import Bar
@@ -43,6 +52,16 @@ log = logging.getLogger(__name__)
 
 Params = Any  # the model's weights, nested by module and parameter name
 LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # all that str.splitlines knows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sentence:
+    """A line with text, to be translated."""
+
+    text: str
+    ids: list[int]  # its pieces and EOS
+    prefix: Prefix
+    number: int  # of the line in the whole text
 
 
 class Translator:
@@ -201,15 +220,15 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """For every line its translations, best first, or samples in the order of their drawing.
 
-        A line has options.n_best of them, fewer only where its limit allows no more; a blank line has
-        one, of no text. Limits are those of `translate`, with options.max_length the lower of both.
+        A line has options.n_best of them, fewer only where the beam has no more of different text; a
+        blank line has one, of no text. Samples are as they were drawn. Limits are those of `translate`, with options.max_length the lower of both.
 
         Args:
           lines: one sentence each.
           options: how to search, and what to say.
           prefixes: what each line's translation begins with, or blank for those without; its pieces
-            are forced, up to the model's largest length, and their probability counts. It may exceed the limit,
-            and is then all there is.
+            are forced, up to the model's largest length, and their probability counts. Its text stays as it
+            is, also what the vocabulary does not have. It may exceed the limit, and is then all there is.
           first_line: the number of the first line in the whole text; samples depend on it.
           counts: is added to, instead of a warning that lines were cut.
           before_batch: called before each batch; what it raises ends the search.
@@ -225,22 +244,22 @@ class Translator:
                 f"n_best={options.n_best} is more than the beam keeps, beam_size={width}; "
                 f"use beam_size={options.n_best} or more"
             )
-        sources = encode_lines(self.vocabulary, lines, self.max_length, counts)
-        starts = encode_prefixes(self.vocabulary, prefixes, len(lines), self.max_length - 1)
-        found = [[Hypothesis.blank(options)] for _ in lines]
-        spoken = [index for index, ids in enumerate(sources) if ids != [EOS]]
-        after_batch(len(lines) - len(spoken))
-        results = self._find(
-            [sources[index] for index in spoken],
-            [starts[index] for index in spoken],
-            [first_line + index for index in spoken],
-            options,
-            before_batch,
-        )
-        for members, result in results:
-            indices = [spoken[member] for member in members]
-            hypotheses = self._hypotheses([sources[index] for index in indices], result, options)
-            for index, of_line in zip(indices, hypotheses, strict=True):
+        texts = whole_characters("lines", lines)
+        starts = encode_prefixes(self.vocabulary, prefixes, len(texts), self.max_length - 1)
+        sources = encode_lines(self.vocabulary, texts, self.max_length, counts, starts)
+        sentences = [
+            _Sentence(text.strip(), ids, start, number)
+            for number, (text, ids, start) in enumerate(
+                zip(texts, sources, starts, strict=True), start=first_line
+            )
+            if ids != [EOS]
+        ]
+        found = [[Hypothesis.blank(options)] for _ in texts]
+        after_batch(len(texts) - len(sentences))
+        for members, result in self._find(sentences, options, before_batch):
+            hypotheses = self._hypotheses(members, result, options)
+            for sentence, of_line in zip(members, hypotheses, strict=True):
+                index = sentence.number - first_line
                 # Weights that are not finite find nothing: the line stays blank.
                 found[index] = of_line or found[index]
                 if counts is not None:
@@ -272,13 +291,22 @@ class Translator:
         Raises:
           UserError: the numbers of lines differ, or they are no lists of str.
         """
+        sources = whole_characters("sources", sources)
+        targets = whole_characters("targets", targets)
         pairs = encode_pairs(self.vocabulary, sources, targets, self.max_length, counts)
         options = SearchOptions(alpha=alpha, scores=True, alignments=alignments)
         blank = dataclasses.replace(Hypothesis.blank(options), score=math.nan, log_prob=math.nan)
         found = [dataclasses.replace(blank, text=text) for text in targets]
         spoken = [index for index, pair in enumerate(pairs) if [EOS] not in pair]
+        words = [
+            (
+                words_of_text(sources[index].strip(), self.vocabulary.split),
+                words_of_text(targets[index].strip(), self.vocabulary.split_targets),
+            )
+            for index in (spoken if alignments else ())
+        ]
         hypotheses = self._forced(
-            [pairs[index] for index in spoken], [targets[index] for index in spoken], options
+            [pairs[index] for index in spoken], [targets[index] for index in spoken], words, options
         )
         for index, hypothesis in zip(spoken, hypotheses, strict=True):
             found[index] = hypothesis
@@ -286,55 +314,36 @@ class Translator:
 
     def _find(
         self,
-        sources: list[list[int]],
-        starts: list[list[int]],
-        line_numbers: list[int],
+        sentences: list[_Sentence],
         options: SearchOptions,
         before_batch: Callable[[], None],
-    ) -> Iterator[tuple[list[int], BeamResult]]:
-        """The hypotheses of each source, batch by batch: which sources, and a row for each of them.
-
-        Args:
-          sources: token ids.
-          starts: what each translation begins with; [] for nothing.
-          line_numbers: of each in the whole text.
-          options: see `search`.
-          before_batch: see `search`.
-        """
+    ) -> Iterator[tuple[list[_Sentence], BeamResult]]:
+        """The hypotheses of each sentence, batch by batch: which sentences, and a row for each of them."""
         groups = group_by_length(
-            [len(ids) for ids in sources],
+            [len(sentence.ids) for sentence in sentences],
             self.batch_tokens,
             rows_multiple=self.mesh.size if self.mesh else 1,
         )
         for group in groups:
             before_batch()
-            result = self._search(
-                [sources[member] for member in group.members],
-                [starts[member] for member in group.members],
-                [line_numbers[member] for member in group.members],
-                group,
-                options,
-            )
-            yield group.members, result
+            members = [sentences[member] for member in group.members]
+            yield members, self._search(members, group, options)
 
     def _search(
-        self,
-        sources: list[list[int]],
-        starts: list[list[int]],
-        line_numbers: list[int],
-        group: Group,
-        options: SearchOptions,
+        self, sentences: list[_Sentence], group: Group, options: SearchOptions
     ) -> BeamResult:
         """A batch's hypotheses and, behind them, rows of padding; numpy arrays."""
         # Rows without a sentence get an empty one, so that no softmax is over nothing.
-        filled = sources + [[EOS]] * (group.rows - len(sources))
+        empty_rows = group.rows - len(sentences)
+        filled = [sentence.ids for sentence in sentences] + [[EOS]] * empty_rows
+        starts = [sentence.prefix.ids for sentence in sentences]
         extra, longest = self.decode.extra_length, self.longest_output
         if options.max_length is not None:
             longest = min(longest, options.max_length + 1)  # and EOS
         limits = np.zeros(group.rows, np.int32)
-        limits[: len(sources)] = [
-            max(min(len(ids) + extra, longest), len(start) + 1)
-            for ids, start in zip(sources, starts, strict=True)
+        limits[: len(sentences)] = [
+            max(min(len(sentence.ids) + extra, longest), len(sentence.prefix.ids) + 1)
+            for sentence in sentences
         ]
         most = int(max(limits.max(), min(group.length + extra, longest)))
         arguments = (
@@ -356,7 +365,7 @@ class Translator:
             result = sample_batch(
                 *arguments,
                 sampling.arrays(),
-                np.array(line_numbers + [0] * (group.rows - len(line_numbers)), np.uint32),
+                np.array([sentence.number for sentence in sentences] + [0] * empty_rows, np.uint32),
                 top_k=sampling.top_k,
                 samples=options.n_best,
                 **shape,
@@ -365,7 +374,8 @@ class Translator:
             result = translate_batch(
                 *arguments,
                 beam_size=self._beam_size(options),
-                results=options.n_best,
+                # Some may be of one text.
+                results=1 if options.n_best == 1 else self._beam_size(options),
                 **shape,
             )
         return jax.device_get(result)
@@ -379,20 +389,34 @@ class Translator:
         return self._made
 
     def _hypotheses(
-        self, sources: list[list[int]], result: BeamResult, options: SearchOptions
+        self, sentences: list[_Sentence], result: BeamResult, options: SearchOptions
     ) -> list[list[Hypothesis]]:
-        """What was found for each source, which is a row of `result`."""
+        """What was found for each sentence, which is a row of `result`."""
         rows = [
             (row, place)
-            for row in range(len(sources))
-            for place in range(options.n_best)
+            for row in range(len(sentences))
+            for place in range(result.lengths.shape[1])
             if result.lengths[row, place] > 0
         ]
         ids = [result.ids[at][: result.lengths[at]].tolist() for at in rows]
-        texts = [LINE_BREAKS.sub(" ", text) for text in self.vocabulary.decode(ids)]
+        texts = self._texts(ids, [sentences[row].prefix for row, _ in rows])
+        if options.sampling is None:
+            kept = _distinct([row for row, _ in rows], texts, options.n_best)
+            rows = [rows[number] for number in kept]
+            ids = [ids[number] for number in kept]
+            texts = [texts[number] for number in kept]
         if options.scores or options.alignments:
-            pairs = [(sources[row], found) for (row, _), found in zip(rows, ids, strict=True)]
-            hypotheses = self._forced(pairs, texts, options)
+            pairs = [(sentences[row].ids, found) for (row, _), found in zip(rows, ids, strict=True)]
+            words = []
+            if options.alignments:
+                of_source = [
+                    words_of_text(sentence.text, self.vocabulary.split) for sentence in sentences
+                ]
+                words = [
+                    (of_source[row], self._words(found, sentences[row].prefix))
+                    for (row, _), found in zip(rows, ids, strict=True)
+                ]
+            hypotheses = self._forced(pairs, texts, words, options)
         else:
             scores = result.scores
             log_probs = scores * self._penalties(result.lengths, options)
@@ -405,15 +429,58 @@ class Translator:
                 )
                 for at, text, found in zip(rows, texts, ids, strict=True)
             ]
-        of_source: list[list[Hypothesis]] = [[] for _ in sources]
+        of_sentence: list[list[Hypothesis]] = [[] for _ in sentences]
         for (row, _), hypothesis in zip(rows, hypotheses, strict=True):
-            of_source[row].append(hypothesis)
-        return of_source
+            of_sentence[row].append(hypothesis)
+        return of_sentence
+
+    def _texts(self, ids: list[list[int]], prefixes: list[Prefix]) -> list[str]:
+        """The text of each translation, which begins with its prefix's."""
+        rests = [
+            found[len(prefix.ids) :] if prefix.text else found
+            for found, prefix in zip(ids, prefixes, strict=True)
+        ]
+        return [
+            LINE_BREAKS.sub(" ", self._behind(prefix, rest) + text)
+            for prefix, rest, text in zip(
+                prefixes, rests, self.vocabulary.decode(rests), strict=True
+            )
+        ]
+
+    def _behind(self, prefix: Prefix, rest: list[int]) -> str:
+        """The prefix's text, and a space if what follows begins a word."""
+        pieces = self.vocabulary.pieces
+        space = (
+            bool(prefix.text)
+            and rest[0] != EOS
+            and (pieces[rest[0]].startswith(SPACE) or pieces[prefix.ids[-1]].endswith(SPACE))
+        )
+        return prefix.text + " " * space
+
+    def _words(self, ids: list[int], prefix: Prefix) -> Words:
+        """The words of each token but EOS in the text that `_texts` makes of them."""
+        if not prefix.text:
+            return words_of_ids(ids[:-1], self.vocabulary.decode)
+        rest = ids[len(prefix.ids) :]
+        [text] = self._texts([ids], [prefix])
+        goes_on = not text[len(prefix.text) :][:1].isspace()  # the last word of the prefix
+        before = len(prefix.text.split()) - goes_on
+        return words_of_text(prefix.text, self.vocabulary.split_targets) + [
+            tuple(before + number for number in words)
+            for words in words_of_ids(rest[:-1], self.vocabulary.decode)
+        ]
 
     def _forced(
-        self, pairs: list[tuple[list[int], list[int]]], texts: list[str], options: SearchOptions
+        self,
+        pairs: list[tuple[list[int], list[int]]],
+        texts: list[str],
+        words: list[tuple[Words, Words]],
+        options: SearchOptions,
     ) -> list[Hypothesis]:
-        """Each pair's target, whose text is given, with what the model says of it."""
+        """Each pair's target, whose text is given, with what the model says of it.
+
+        `words`, if alignments are asked for: of each pair's pieces, those that were cut included.
+        """
         forced = force(
             self.params,
             pairs,
@@ -424,18 +491,24 @@ class Translator:
         )
         penalties = self._penalties(np.array([len(target) for _, target in pairs], int), options)
         hypotheses = []
-        for (source, target), text, said, penalty in zip(
-            pairs, texts, forced, penalties.tolist(), strict=True
+        for number, ((_, target), text, said, penalty) in enumerate(
+            zip(pairs, texts, forced, penalties.tolist(), strict=True)
         ):
-            tokens = self.vocabulary.pieces_of(target[:-1])
             log_prob = float(said.log_probs.sum(dtype=np.float64))
             alignment = None
             if said.looked_at is not None:
+                of_source, of_target = words[number]
                 looked_at = said.looked_at[:-1].tolist()
-                alignment = align_words(self.vocabulary.pieces_of(source[:-1]), tokens, looked_at)
-            token_log_probs = tuple(said.log_probs.tolist()) if options.scores else None
+                alignment = align_words(of_source, of_target[: len(looked_at)], looked_at)
             hypotheses.append(
-                Hypothesis(text, tokens, log_prob / penalty, log_prob, token_log_probs, alignment)
+                Hypothesis(
+                    text,
+                    self.vocabulary.pieces_of(target[:-1]),
+                    log_prob / penalty,
+                    log_prob,
+                    tuple(said.log_probs.tolist()) if options.scores else None,
+                    alignment,
+                )
             )
         return hypotheses
 
@@ -448,7 +521,25 @@ class Translator:
         return self.decode.beam_size if options.beam_size is None else options.beam_size
 
     def _alpha(self, options: SearchOptions) -> float:
-        return self.decode.alpha if options.alpha is None else options.alpha
+        """The exponent, or the largest with which the penalty of every length is a float32.
+
+        From there on the longest translation wins, or with a negative one the shortest.
+        """
+        alpha = self.decode.alpha if options.alpha is None else options.alpha
+        longest = self.max_length + self.decode.extra_length
+        most = 70.0 / math.log((6 + longest) / 6)
+        return max(-most, min(alpha, most))
+
+
+def _distinct(rows: list[int], texts: list[str], most: int) -> list[int]:
+    """The numbers of the texts that are the first of their kind in their row, `most` of each row."""
+    chosen: list[int] = []
+    seen: dict[int, set[str]] = collections.defaultdict(set)
+    for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        if text not in seen[row] and len(seen[row]) < most:
+            seen[row].add(text)
+            chosen.append(number)
+    return chosen
 
 
 def _common_vocabulary(workdirs: Sequence[str | Path]) -> Vocabulary:
