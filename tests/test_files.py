@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that one process has to itself, also where the file system cannot help."""
+"""Folders that one process has to itself, also where the system cannot help, and what else Windows lacks."""
 
 import errno
 import fcntl
+import select
+import sys
 
 import pytest
 
 from transformer_jax import files
 from transformer_jax.errors import UserError
 from transformer_jax.files import alone_in
+from transformer_jax.inference.lines import Lines
+from transformer_jax.inference.resumable import ResumableFile
 
 
 def test_two_cannot_be_alone(tmp_path):
@@ -42,3 +46,16 @@ def test_other_failures_of_a_lock_are_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", broken)
     with pytest.raises(OSError, match="Input/output"), alone_in(tmp_path):
         pass
+
+
+def test_windows_renames_no_open_file_and_selects_no_pipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(select, "select", None)
+    (tmp_path / "in").write_text("one\ntwo\n")
+    with Lines(tmp_path / "in", patience=0.5) as lines:
+        assert lines.take(9) == ["one", "two"] and lines.take(9) == []
+    with ResumableFile(tmp_path / "out", {}) as file:
+        file.append(b"eins\n", {})
+        file.finish()
+        assert file._file.closed
+    assert (tmp_path / "out").read_text() == "eins\n"

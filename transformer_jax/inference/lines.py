@@ -78,7 +78,7 @@ class Lines:
     def _more_soon(self) -> bool:
         if self._patience is None:
             return True
-        if os.name == "nt":  # where select knows sockets alone
+        if sys.platform == "win32":  # where select knows sockets alone
             return False
         return bool(select.select([self._file], [], [], self._patience)[0])
 
