@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that one process has to itself, also where the file system cannot help; outputs of any kind."""
+"""Folders that one process has to itself, also where the system cannot help; outputs of any kind."""
 
 import errno
 import fcntl
 import os
+import select
 import socket
 import stat
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 from transformer_jax import files
 from transformer_jax.errors import UserError
 from transformer_jax.files import alone_in, check_writable, is_stream, open_stream, write_whole
+from transformer_jax.inference.lines import Lines
+from transformer_jax.inference.resumable import ResumableFile
 
 
 def test_two_cannot_be_alone(tmp_path):
@@ -147,3 +151,16 @@ def test_a_reader_that_goes_away_breaks_the_pipe():
     with pytest.raises(BrokenPipeError), open_stream(Path(f"/dev/fd/{writer}")) as write:
         write(b"x")
     os.close(writer)
+
+
+def test_windows_renames_no_open_file_and_selects_no_pipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(select, "select", None)
+    (tmp_path / "in").write_text("one\ntwo\n")
+    with Lines(tmp_path / "in", patience=0.5) as lines:
+        assert lines.take(9) == ["one", "two"] and lines.take(9) == []
+    with ResumableFile(tmp_path / "out", {}) as file:
+        file.append(b"eins\n", {})
+        file.finish()
+        assert file._file.closed
+    assert (tmp_path / "out").read_text() == "eins\n"

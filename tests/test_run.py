@@ -249,7 +249,11 @@ def spoil(corpus: Path, how: str) -> None:
     [
         ("--config.model.dropout=1.5", "", "config.model.dropout=1.5 is not allowed"),
         ("--config.model.heads=4", "", "heads"),
-        ("--config=nowhere.py", "", "nowhere.py cannot be read"),
+        (
+            "--config=nowhere.py",
+            "",
+            "nowhere.py is no file; there are configs/base.py, big.py, demo.py",
+        ),
         ("--config=README.md", "", "--config cannot be loaded: SyntaxError"),
         ("--config.data.path=nowhere/{split}.{lang}", "", "nowhere/train.en does not exist"),
         ("--config.data.vocab_size=30000", "", "config.data.vocab_size=30000"),

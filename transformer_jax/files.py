@@ -237,7 +237,7 @@ class TextFile:
 
     def ready(self, seconds: float) -> bool:
         """Whether there is more within so many seconds, or the end."""
-        if os.name == "nt":  # where select knows sockets alone
+        if sys.platform == "win32":  # where select knows sockets alone
             return self._compressed
         return self._compressed or bool(select.select([self._file], [], [], seconds)[0])
 

@@ -10,6 +10,7 @@ stands behind it in the first was cut off by the end of the process, and is made
 
 import json
 import os
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -96,7 +97,7 @@ class ResumableFile:
           UserError: it cannot be renamed.
         """
         try:
-            if os.name == "nt":  # where nothing renames an open file
+            if sys.platform == "win32":  # where nothing renames an open file
                 self._file.close()
             self._partial.replace(self.path)
             self._journal.unlink(missing_ok=True)

@@ -203,7 +203,7 @@ class Translator:
           UserError: a setting out of its range, or lines that are no list of str.
         """
         options = SearchOptions(beam_size=beam_size, alpha=alpha)
-        with Bar(len(lines), "sentences", shown=progress) as bar:
+        with Bar(len(lines), "sentences", "translating", shown=progress) as bar:
             found = self.search(lines, options, before_batch=before_batch, after_batch=bar.update)
         return [hypotheses[0].text for hypotheses in found]
 
