@@ -81,7 +81,13 @@ def _vocabulary(config: Config, train: corpora.Corpus, path: Path) -> Vocabulary
         return given
     log.info("learning a vocabulary of %d pieces", size)
     return train_vocabulary(
-        corpora.sentences(train), size=size, kind=config.data.vocab_type, path=path
+        corpora.sentences(train),
+        size=size,
+        kind=config.data.vocab_type,
+        path=path,
+        normalization=config.data.normalization,
+        coverage=config.data.character_coverage,
+        byte_fallback=config.data.byte_fallback,
     )
 
 
