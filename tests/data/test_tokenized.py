@@ -97,6 +97,30 @@ def test_blank_and_over_long_pairs_are_counted_and_left_out(
     assert "train: 0 of 2 lines" in caplog.messages[-1], "a user can see that there are none"
 
 
+def test_memory_holds_no_more_of_a_corpus_than_two_lengths_a_pair(tmp_path: Path) -> None:
+    class Line(str):
+        """A sentence that is counted while it is in memory."""
+
+        live = most = 0
+
+        def __new__(cls, text: str) -> "Line":
+            Line.live += 1
+            Line.most = max(Line.most, Line.live)
+            return super().__new__(cls, text)
+
+        def __del__(self) -> None:
+            Line.live -= 1
+
+    count = 30_000
+    pairs = ((Line("3 4 5"), Line("6 7")) for _ in range(count))
+    corpus = Corpus("many pairs", lambda: pairs, lambda: count)
+    tokenized = tokenize(corpus, WordNumbers(10), max_length=9, folder=tmp_path / "train")
+    assert len(tokenized) == count
+    assert Line.most <= 2 * 2 * 4096, "more pairs at once than are tokenised at once, and the next"
+    header = 128  # of NumPy's files
+    assert (tmp_path / "train" / "lengths.npy").stat().st_size == 4 * count + header
+
+
 def test_the_limit_counts_the_end_mark(tmp_path: Path) -> None:
     pairs = [("3 4 5", "6"), ("3 4 5 6", "6"), ("6", "3 4 5 6")]
     tokenized = tokenize(corpus_of(pairs), WordNumbers(10), max_length=4, folder=tmp_path / "train")

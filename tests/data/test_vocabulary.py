@@ -131,6 +131,20 @@ def test_every_line_may_have_a_character_that_sentencepiece_keeps_for_itself(
         assert vocabulary.decode(vocabulary.encode(SENTENCES)) == SENTENCES
 
 
+def test_no_more_sentences_are_held_than_are_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large corpus the same part each time: 400 characters, one a sentence."""
+    monkeypatch.setattr("transformer_jax.data.vocabulary._MOST_SENTENCES", 101)
+    rare = [chr(code) for code in range(0x4E00, 0x4E00 + 400)]
+    lines = [f"Kinder {character} spielen" for character in rare]
+    made = [
+        train_vocabulary(lines, size=125, kind="bpe", path=tmp_path / "v.model") for _ in range(2)
+    ]
+    assert made[0].fingerprint == made[1].fingerprint
+    assert sum(UNKNOWN not in ids for ids in made[0].encode(rare)) == 101
+
+
 def test_rare_characters_are_bytes_where_the_pieces_need_not_cover_them(tmp_path: Path) -> None:
     rare = [chr(code) for code in range(0x4E00, 0x4E80)]
     lines = [*SENTENCES * 20, *rare]
