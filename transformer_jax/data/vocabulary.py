@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
-from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from transformer_jax.data.batch import EOS, PAD, UNKNOWN
 from transformer_jax.data.normalization import SAME_LOOK, rules_file
@@ -269,6 +268,9 @@ def _named(model: bytes, normalization: str) -> bytes:
     """The model without the place where its rules stood, so that it has the same bytes every time."""
     if normalization != SAME_LOOK:
         return model
+    # Only where one learns: it needs protobuf.
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+
     proto = ModelProto.FromString(model)
     proto.normalizer_spec.name = normalization
     proto.normalizer_spec.ClearField("normalization_rule_tsv")
