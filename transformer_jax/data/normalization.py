@@ -45,9 +45,8 @@ def _characters() -> list[str]:
     return [c for c in every if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
 
 
-_SPACES = (
-    "\t\n\v\f\r\x85\u2028\u2029\u2581"  # besides those of category Zs; the last is sentencepiece's
-)
+# Besides those of category Zs; the last is what sentencepiece writes for a space.
+_SPACES = "\t\n\v\f\r\x85\u2028\u2029\u2581"
 _JOINERS = "\u200c\u200d"
 _INVISIBLE = (
     _span(0x01, 0x08, 0x0E, 0x1F, 0x7F, 0x84, 0x86, 0x9F)
@@ -60,9 +59,7 @@ _BETWEEN = "\u00ad\u034f\u200b\u2060\ufeff" + _JOINERS
 _OTHERS = {"\u2010": "-", "\u2011": "-", "\u2585": "\u2584"}
 
 _FORMS = "<narrow>", "<initial>", "<medial>", "<final>", "<isolated>"
-_WORDS = _span(
-    0xFDF0, 0xFDFF
-)  # Arabic words as one character, which do not look like their letters
+_WORDS = _span(0xFDF0, 0xFDFF)  # Arabic ones as one character, unlike their letters in looks
 # The micro sign; two letters as one character.
 _DIGRAPHS = "\u00b5\u0132\u0133\u013f\u0140" + _span(0x1C4, 0x1CC, 0x1F1, 0x1F3, 0xFB00, 0xFB06)
 
