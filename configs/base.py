@@ -27,6 +27,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.source_lang = "en"
     config.data.target_lang = "de"
     config.data.vocab_size = 37_000
+    # Common Crawl has thousands of characters that occur twice: their bytes are pieces enough.
+    config.data.character_coverage = 0.9995
+    config.data.byte_fallback = True
     config.data.batch_tokens = 25_000
     config.train.num_steps = 100_000
     config.train.checkpoint_every = 1_500  # the paper: every 10 minutes, at 0.4 s a step

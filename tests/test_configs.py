@@ -111,6 +111,8 @@ SECTIONS = {
         ("model.dtype", "float8"),
         ("data.target_lang", "en"),
         ("data.vocab_type", "word"),
+        ("data.normalization", "nfc"),
+        ("data.character_coverage", 0.97),
         ("data.splits", {"train": "train", "val": "val"}),
         ("optimizer.peak_rate", float("inf")),
         ("decode.alpha", float("nan")),
@@ -179,7 +181,7 @@ def test_the_implementations_of_attention_are_those_of_the_kernels():
 def test_every_field_of_a_number_or_a_choice_has_a_rule():
     """Texts are free but for choices; the numbers here could all be nonsense, such as -1.5."""
     free = {"data.path", "data.source_lang", "data.target_lang", "data.vocab_path"}
-    free |= {"train.init_from", "train.remat", "model.logits_bias"}
+    free |= {"train.init_from", "train.remat", "model.logits_bias", "data.byte_fallback"}
     for section, kind in SECTIONS.items():
         for field in dataclasses.fields(kind):
             assert ("rule" in field.metadata) != (f"{section}.{field.name}" in free), field.name

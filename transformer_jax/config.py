@@ -51,6 +51,7 @@ _NOT_NEGATIVE: Rule = ("0 or more, and finite", lambda value: 0 <= value < math.
 _RATE: Rule = ("a number from 0 to below 1", lambda value: 0.0 <= value < 1.0)
 _SEED: Rule = ("a whole number from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32)
 _AXIS: Rule = ("a number of devices, or -1 for all that are left", lambda n: n > 0 or n == -1)
+_COVERAGE: Rule = ("a number from 0.98 to 1", lambda value: 0.98 <= value <= 1.0)
 _SPLITS: Rule = (
     "names for train, validation and test, '' for a split that there is not",
     lambda value: set(value) == {"train", "validation", "test"},
@@ -149,7 +150,19 @@ class DataConfig(_Checked):
     target_lang: str = "de"
     vocab_size: int = _field(37_000, _above(3))
     vocab_type: str = _field("bpe", _one_of("bpe", "unigram"))
-    vocab_path: str = _place()  # a sentencepiece model to use instead of training one
+    vocab_path: str = (
+        _place()
+    )  # a sentencepiece model to use instead of training one, with its own rules
+    # What a learned vocabulary does to text before it divides it, in translating, too. same_look: text
+    # that looks the same has the same ids (data/normalization.py); identity: only the same text has;
+    # sentencepiece's own rules make other characters as well, such as "m2" of "m²".
+    normalization: str = _field(
+        "same_look", _one_of("same_look", "identity", "nfkc", "nmt_nfkc"), before="identity"
+    )
+    # The part of the text's characters, counted as often as they occur, that are pieces. The others
+    # are unknown, or their UTF-8 bytes with byte_fallback, which makes 256 pieces of bytes.
+    character_coverage: float = _field(1.0, _COVERAGE)
+    byte_fallback: bool = False
     max_length: int = _field(256, _above(1))  # longer sentences, in tokens and EOS, are left out
     batch_tokens: int = _field(25_000, _POSITIVE)  # a step's source positions, and as many target's
 
@@ -239,7 +252,7 @@ RESUMABLE_FIELDS = {
 
 
 # Of config.data, for learning a vocabulary: a folder that has one keeps them.
-LEARNING_FIELDS: tuple[str, ...] = ()
+LEARNING_FIELDS = "normalization", "character_coverage", "byte_fallback"
 
 # What may differ, too, as long as it leads to the same: the text, the vocabulary, the first weights.
 PLACES = {"data.path", "data.vocab_path", "train.init_from"}
@@ -362,7 +375,9 @@ def shrink(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Co
     config.model.d_k = config.model.d_v = 16
     config.data.source = "phrasebook"
     config.data.splits = default_config().data.splits
-    config.data.vocab_size = 300
+    config.data.vocab_size = 300  # holds every character of the phrasebook, but no 256 bytes
+    config.data.character_coverage = 1.0
+    config.data.byte_fallback = False
     config.data.max_length = 64
     config.data.batch_tokens = 1024
     config.train.num_steps = 8

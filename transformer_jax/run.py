@@ -81,7 +81,7 @@ def run_training(config: Config, workdir: str | Path) -> Summary:
             made_with = _made_with(workdir)
             if made_with:
                 check_same(made_with, config, workdir)
-            pipeline.prepare(config, workdir)
+            pipeline.prepare(config, workdir, resumes=made_with)
             write_whole(workdir / "config.json", config.to_json().encode())
 
         distributed.on_first(prepare)

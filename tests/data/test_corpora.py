@@ -3,6 +3,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import sys
 import tracemalloc
 import types
@@ -75,6 +76,31 @@ def test_a_changed_file_gives_the_corpus_another_name(tmp_path: Path) -> None:
     assert corpora.load(text_config(tmp_path), "train").name == before
     write(tmp_path, b"x\n", b"other\n")
     assert corpora.load(text_config(tmp_path), "train").name != before
+
+
+def test_a_corpus_is_known_by_its_lines_however_they_are_packed(tmp_path: Path) -> None:
+    english, german = b"a house\na dog\n", "ein Haus\nein Hünd\n".encode()
+    write(tmp_path, english, german)
+    record = corpora.load(text_config(tmp_path), "train").record()
+    assert record["content"].split() == [hashlib.sha256(s).hexdigest() for s in (english, german)]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "train.en.gz").write_bytes(gzip.compress(english))
+    (other / "train.de").write_bytes(b"\xef\xbb\xbf" + german.replace(b"\n", b"\r\n")[:-2])
+    assert corpora.load(text_config(other), "train").made(record)
+    turned = text_config(tmp_path, source_lang="de", target_lang="en")
+    assert not corpora.load(turned, "train").made(record)
+    write(tmp_path, english, german.replace(b"ein", b"Ein"))
+    assert not corpora.load(text_config(tmp_path), "train").made(record)
+
+
+def test_a_corpus_whose_files_are_the_recorded_ones_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, b"a\n", b"b\n")
+    record = corpora.load(text_config(tmp_path), "train").record()
+    monkeypatch.setattr(corpora, "_lines", None)
+    assert corpora.load(text_config(tmp_path), "train").made(record)
 
 
 ONE_SPLIT = {"train": "train", "validation": "", "test": ""}

@@ -2,6 +2,7 @@
 """From files to batches: made once, resumed at any step, split over processes, nothing lost."""
 
 import dataclasses
+import gzip
 import itertools
 import shutil
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.config import Config, default_config, resolve
-from transformer_jax.data import pipeline
+from transformer_jax.data import corpora, pipeline
 from transformer_jax.data.batch import Batch
 from transformer_jax.data.batching import BatchPlan, Share
 from transformer_jax.data.tokenized import TokenizedCorpus
@@ -233,6 +234,121 @@ def test_a_vocabulary_given_by_path_is_copied(config: Config, tmp_path: Path) ->
     assert dataset.vocabulary.fingerprint == made.fingerprint
     given.unlink()
     assert pipeline.prepare(config, tmp_path / "run").vocabulary.fingerprint == made.fingerprint
+
+
+UMLAUTS = [(f"{source} ä", f"{target} ö") for source, target in PAIRS]
+
+
+def unknown_lines(run: Path) -> int:
+    """How many training lines have unknown characters."""
+    return TokenizedCorpus.load(run / "data" / "train").report["counts"]["unknown"]
+
+
+def test_a_vocabulary_is_of_the_text_that_there_was_before_the_first_checkpoint(
+    config: Config, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = pipeline.prepare(config, run).vocabulary.fingerprint
+    write(tmp_path / "text", "train", UMLAUTS)
+    assert pipeline.prepare(config, run, resumes=config).vocabulary.fingerprint == first
+    assert unknown_lines(run) == 480, "weights were learned with that vocabulary, so it stays"
+    second = pipeline.prepare(config, run).vocabulary.fingerprint
+    assert second != first
+    assert unknown_lines(run) == 0
+    for changes in ({"normalization": "nfkc"}, {"character_coverage": 0.98}):
+        other = pipeline.prepare(with_data(config, **changes), run).vocabulary.fingerprint
+        assert other not in (first, second)
+    (run / "data" / "vocabulary.json").unlink()  # as earlier versions left it
+    write(tmp_path / "text", "train", PAIRS)
+    assert pipeline.prepare(config, run).vocabulary.fingerprint == other
+
+
+def test_a_death_between_the_record_and_the_vocabulary(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    first = pipeline.prepare(config, run).vocabulary.fingerprint
+    write(tmp_path / "text", "train", UMLAUTS)
+    replace = Path.replace
+
+    def dying(path: Path, target: Path) -> Path:
+        if target.name == "vocabulary.model":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config, run)
+    monkeypatch.undo()
+    assert Vocabulary.load(run / "vocabulary.model").fingerprint == first
+    assert pipeline.prepare(config, run).vocabulary.fingerprint != first
+    assert unknown_lines(run) == 0
+
+
+def test_text_that_was_moved_or_packed_is_the_same(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, splits = tmp_path / "run", {"train": "t", "validation": "v", "test": "test"}
+    pipeline.prepare(config, run)
+    made = {path: path.stat().st_mtime_ns for path in run.rglob("*.*record")}
+    (tmp_path / "new").mkdir()
+    for path in (tmp_path / "text").iterdir():
+        name = path.name.replace("train", "t").replace("validation", "v")
+        (tmp_path / "new" / f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    moved = with_data(config, path=str(tmp_path / "new" / "{split}.{lang}"), splits=splits)
+    pipeline.prepare(moved, run, resumes=config)
+    assert made == {path: path.stat().st_mtime_ns for path in run.rglob("*.*record")}
+    # From then on that is where it is: nothing more is read but the short splits.
+    read = []
+    lines = corpora._lines
+    monkeypatch.setattr(corpora, "_lines", lambda path: read.append(path.name) or lines(path))
+    pipeline.prepare(moved, run, resumes=moved)
+    assert set(read) == {"v.en.gz", "v.de.gz", "test.en.gz", "test.de.gz"}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_path_that_leads_to_another_text_is_refused(
+    config: Config, tmp_path: Path, split: str
+) -> None:
+    run = tmp_path / "run"
+    pipeline.prepare(config, run)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    shutil.copytree(tmp_path / "text", tmp_path / "new")
+    write(tmp_path / "new", split, UMLAUTS)
+    moved = with_data(config, path=str(tmp_path / "new" / "{split}.{lang}"))
+    with pytest.raises(
+        UserError,
+        match=rf"config\.data\.path='.*new.*' leads to another text of {split} than .*run was",
+    ):
+        pipeline.prepare(moved, run, resumes=config)
+    assert files == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    pipeline.prepare(moved, run)  # without checkpoints it is a new beginning
+
+
+def test_a_vocabulary_file_that_was_moved(config: Config, tmp_path: Path) -> None:
+    given, new, run = tmp_path / "given.model", tmp_path / "new.model", tmp_path / "run"
+    sentences = [side for pair in PAIRS for side in pair]
+    train_vocabulary(sentences, size=70, kind="unigram", path=given)
+    config = with_data(config, vocab_path=str(given), vocab_size=70)
+    made = pipeline.prepare(config, run).vocabulary.fingerprint
+    moved = with_data(config, vocab_path=str(new))
+    with pytest.raises(UserError, match=r"new\.model cannot be read: No such file"):
+        pipeline.prepare(moved, run, resumes=config)
+    given.rename(new)
+    for data in (moved, config):  # the recorded place need not be there
+        assert pipeline.prepare(data, run, resumes=config).vocabulary.fingerprint == made
+    train_vocabulary(sentences, size=70, kind="bpe", path=new)
+    with pytest.raises(UserError, match=r"new\.model' has another vocabulary than .*run was made"):
+        pipeline.prepare(moved, run, resumes=config)
+    assert pipeline.prepare(moved, run).vocabulary.fingerprint != made
+
+
+def test_lines_of_a_split_that_there_no_longer_is(config: Config, tmp_path: Path) -> None:
+    pipeline.prepare(config, tmp_path / "run")
+    config = with_data(config, splits={"train": "train", "validation": "validation", "test": ""})
+    dataset = pipeline.prepare(config, tmp_path / "run")
+    assert dataset.text("test") is None
+    assert len(dataset.text("validation")[0]) == 30
 
 
 def test_a_vocabulary_of_another_size_is_refused(config: Config, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenised once, whole or not at all, with what is left out counted."""
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import pytest
 
 from transformer_jax.data.batch import EOS
 from transformer_jax.data.corpora import Corpus
-from transformer_jax.data.tokenized import TokenizedCorpus, tokenize
+from transformer_jax.data.tokenized import TokenizedCorpus, made_from, tokenize
 from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
 from transformer_jax.errors import UserError
 
@@ -80,16 +81,44 @@ def test_blank_and_over_long_pairs_are_counted_and_left_out(
         ("empty target", " \t"),
         ("x" * 100_000, "a line of 100,000 characters"),
         ("long", "sehr " * 200),
-        ("number", "sehr"),
+        ("number", "sehr \u2603"),
+        ("\u200b", "nothing that one sees"),
     ]
     caplog.set_level(logging.INFO, "transformer_jax")
     tokenized = tokenize(corpus_of(pairs), vocabulary, max_length=50, folder=tmp_path / "train")
     kept = [vocabulary.decode(ids) for ids in zip(*tokenized.read([0, 1]), strict=True)]
-    assert kept == [["sentence", "number"], ["Satz", "sehr"]]
-    assert tokenized.report["counts"] == {"pairs": 2, "empty": 2, "over-long": 2}
+    assert kept == [["sentence", "number"], ["Satz", "sehr  \u2047 "]]
+    assert tokenized.report["counts"] == {"pairs": 2, "empty": 3, "over-long": 2, "unknown": 1}
     assert caplog.messages == [
-        "train: 2 sentence pairs; left out: 2 with an empty side, 2 of more than 50 tokens"
+        "train: 2 sentence pairs; left out: 3 with an empty side, 2 of more than 50 tokens",
+        "train: 1 of 4 lines have characters that the vocabulary does not know",
     ]
+    tokenize(corpus_of(pairs[:1], "other"), vocabulary, max_length=50, folder=tmp_path / "train")
+    assert "train: 0 of 2 lines" in caplog.messages[-1], "a user can see that there are none"
+
+
+def test_memory_holds_no_more_of_a_corpus_than_two_lengths_a_pair(tmp_path: Path) -> None:
+    class Line(str):
+        """A sentence that is counted while it is in memory."""
+
+        live = most = 0
+
+        def __new__(cls, text: str) -> "Line":
+            Line.live += 1
+            Line.most = max(Line.most, Line.live)
+            return super().__new__(cls, text)
+
+        def __del__(self) -> None:
+            Line.live -= 1
+
+    count = 30_000
+    pairs = ((Line("3 4 5"), Line("6 7")) for _ in range(count))
+    corpus = Corpus("many pairs", lambda: pairs, lambda: count)
+    tokenized = tokenize(corpus, WordNumbers(10), max_length=9, folder=tmp_path / "train")
+    assert len(tokenized) == count
+    assert Line.most <= 2 * 2 * 4096, "more pairs at once than are tokenised at once, and the next"
+    header = 128  # of NumPy's files
+    assert (tmp_path / "train" / "lengths.npy").stat().st_size == 4 * count + header
 
 
 def test_the_limit_counts_the_end_mark(tmp_path: Path) -> None:
@@ -178,6 +207,39 @@ def test_a_folder_that_is_not_whole_is_named(
         UserError, match=rf"train has no whole tokenised corpus .*{lost}.*delete it"
     ):
         TokenizedCorpus.load(folder)
+
+
+def test_a_record_of_an_earlier_version_is_of_the_same_files_wherever_they_are(
+    vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    folder = tmp_path / "train"
+    tokenize(
+        corpus_of(PAIRS, "/old/x.en 10 1700\n/old/x.de 20 1800"),
+        vocabulary,
+        max_length=99,
+        folder=folder,
+    )
+    report = json.loads((folder / "report.json").read_text())
+    del report["made_from"]["content"]
+
+    def unread() -> Iterator[tuple[str, str]]:
+        raise AssertionError("the corpus was read again")
+
+    for name, same in {
+        "/old/x.en 10 1700\n/old/x.de 20 1800": True,
+        "/new/y.en 10 1700\n/new/y.de 20 1800": True,
+        "/old/x.en 10 1700\n/old/x.de 20 1801": False,
+        "/old/x.en 20 1800\n/old/x.de 10 1700": False,
+        "wmt14_translate/de-en:1.0.0 train en de": False,
+    }.items():
+        (folder / "report.json").write_text(json.dumps(report))
+        corpus = Corpus(name, unread, lambda: 500, lambda: "hashed")
+        if same:
+            assert len(tokenize(corpus, vocabulary, max_length=99, folder=folder)) == 500
+            assert made_from(folder)["corpus"] == name
+        else:
+            with pytest.raises(AssertionError, match="read again"):
+                tokenize(corpus, vocabulary, max_length=99, folder=folder)
 
 
 def test_a_damaged_report_is_no_report(vocabulary: Vocabulary, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ SENTENCES = [
     "Two young , White males are outside near many bushes !",
     "a man in a &quot; blue &quot; shirt can &apos;t swim",
     "Prix : 12,50 € à l'École ½",
-    "ﬁne ligatures and ① stay as they are",
+    "m² of a field, ① and CO₂ stay as they are",
     "It's 5 o'clock, \"quoted\" (bracketed) [twice].",
     *(f"{first} {second} {first.lower()}" for first in TEXT.split() for second in TEXT.split()),
 ]
@@ -99,14 +99,69 @@ def test_a_size_that_cannot_hold_the_characters(kind: str, tmp_path: Path) -> No
     assert train_vocabulary(SENTENCES, size=smallest, kind=kind, path=path).size == smallest
 
 
-@pytest.mark.parametrize("sentences", [[], ["", "   "], ["x" * 100_000]])
+@pytest.mark.parametrize("sentences", [[], ["", "   "], ["\u200b", "\u00a0\u00ad"]])
 def test_a_corpus_without_text(sentences: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no usable sentence"):
+    with pytest.raises(UserError, match="no usable sentence: every line is blank"):
         train_vocabulary(sentences, size=30, kind="bpe", path=tmp_path / "v.model")
 
 
-def test_a_line_of_100_000_characters_is_passed_over(tmp_path: Path) -> None:
-    train_vocabulary([*SENTENCES, "☃" * 100_000], size=120, kind="bpe", path=tmp_path / "v.model")
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_no_line_and_no_character_is_left_out_of_learning(kind: str, tmp_path: Path) -> None:
+    """All of these lines, or characters in them, sentencepiece would silently pass over."""
+    odd = ["\u2585 Ω7", "one\0Ж", "tab\tĐ", "<unk>{ </s>} <pad>@", "☃" * 99_999 + "~", "\u2581Ŧ"]
+    vocabulary = train_vocabulary(
+        [*SENTENCES, *odd, *odd], size=140, kind=kind, path=tmp_path / "v.model"
+    )
+    known = ["Ω7", "Ж", "Đ", "< u n k > { } / @", "☃~", "Ŧ"]
+    assert vocabulary.decode(vocabulary.encode(known)) == known
+    # In encoding they are unknown at most, and hide nothing that follows.
+    assert vocabulary.decode(vocabulary.encode(["Two\0young \u2585Ω", "<unk> </s>Ж"])) == [
+        "Two \u2047 young \u2584Ω",
+        "<unk> </s>Ж",
+    ]
+
+
+def test_every_line_may_have_a_character_that_sentencepiece_keeps_for_itself(
+    tmp_path: Path,
+) -> None:
+    lines = [f"{sentence} \u2585 \0" for sentence in SENTENCES]
+    for rules in ("same_look", "identity"):
+        path = tmp_path / "v.model"
+        vocabulary = train_vocabulary(lines, size=120, kind="bpe", path=path, normalization=rules)
+        assert vocabulary.decode(vocabulary.encode(SENTENCES)) == SENTENCES
+
+
+def test_no_more_sentences_are_held_than_are_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large corpus the same part each time: 400 characters, one a sentence."""
+    monkeypatch.setattr("transformer_jax.data.vocabulary._MOST_SENTENCES", 101)
+    rare = [chr(code) for code in range(0x4E00, 0x4E00 + 400)]
+    lines = [f"Kinder {character} spielen" for character in rare]
+    made = [
+        train_vocabulary(lines, size=125, kind="bpe", path=tmp_path / "v.model") for _ in range(2)
+    ]
+    assert made[0].fingerprint == made[1].fingerprint
+    assert sum(UNKNOWN not in ids for ids in made[0].encode(rare)) == 101
+
+
+def test_rare_characters_are_bytes_where_the_pieces_need_not_cover_them(tmp_path: Path) -> None:
+    rare = [chr(code) for code in range(0x4E00, 0x4E80)]
+    lines = [*SENTENCES * 20, *rare]
+    path = tmp_path / "v.model"
+    with pytest.raises(UserError, match=r"vocab_size=190 .* \d+ or more"):
+        train_vocabulary(lines, size=190, kind="bpe", path=path)
+    some = train_vocabulary(lines, size=190, kind="bpe", path=path, coverage=0.99)
+    assert UNKNOWN in some.encode([rare[-1]])[0]
+    assert not any(UNKNOWN in ids for ids in some.encode(["blauen himmel"]))
+    all_of_them = train_vocabulary(
+        lines, size=400, kind="bpe", path=path, coverage=0.99, byte_fallback=True
+    )
+    text = ["".join(rare), "Two 😀 weiße"]
+    assert not any(UNKNOWN in ids for ids in all_of_them.encode(text))
+    assert all_of_them.decode(all_of_them.encode(text)) == text
+    with pytest.raises(UserError, match=r"vocab_size=250 cannot be trained: .*"):
+        train_vocabulary(lines, size=250, kind="bpe", path=path, byte_fallback=True)
 
 
 def test_an_error_in_the_corpus_is_not_taken_for_one_of_the_vocabulary(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformer_jax.config import DataConfig
 from transformer_jax.errors import UserError
@@ -15,21 +17,47 @@ from transformer_jax.files import TextFile
 Pair = tuple[str, str]
 
 _SPLITS = ("train", "validation", "test")
+_AT_ONCE = 256  # lines that are hashed together
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """Sentence pairs, (source, target), that can be gone through any number of times."""
 
-    name: str  # changes when the pairs do
+    name: str  # changes when the pairs do, and when files are moved or touched
     pairs: Callable[[], Iterator[Pair]]
     count: Callable[[], int]
+    # Changes when the pairs do and never else; to compute it may take a pass through them. None: so
+    # does the name.
+    digest: Callable[[], str] | None = None
 
     def __len__(self) -> int:
         return self.count()
 
     def __iter__(self) -> Iterator[Pair]:
         return self.pairs()
+
+    def record(self) -> dict[str, str]:
+        """What is written down of the pairs that something was made from."""
+        return {"corpus": self.name, "content": self._content()}
+
+    def made(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of these pairs; they are read only if the name is another one."""
+        name = record.get("corpus")
+        if name == self.name:
+            return True
+        if "content" in record:
+            return record["content"] == self._content()
+        return _same_files(str(name), self.name)  # the record of an earlier version
+
+    def _content(self) -> str:
+        return self.digest() if self.digest else self.name
+
+
+def _same_files(name: str, other: str) -> bool:
+    """Whether two names of text are of files with the same sizes and times, wherever they lie."""
+    files, others = (re.findall(r" (\d+ \d+)$", text, re.M) for text in (name, other))
+    return len(files) == 2 and files == others
 
 
 def load(data: DataConfig, split: str) -> Corpus | None:
@@ -82,24 +110,34 @@ def _text(data: DataConfig, name: str) -> Corpus:
     source, target = (_find(data, name, language) for language in languages)
 
     @functools.cache
-    def count() -> int:
-        counts = [sum(1 for _ in _lines(path)) for path in (source, target)]
-        if counts[0] != counts[1]:
+    def scan() -> tuple[int, str]:
+        """The number of lines and what they are; tells what is wrong with the files."""
+        (count, content), (targets, target_content) = map(_scan, (source, target))
+        if count != targets:
             raise UserError(
-                f"{source} has {counts[0]} lines and {target} has {counts[1]}; "
+                f"{source} has {count} lines and {target} has {targets}; "
                 "line i of one must translate line i of the other"
             )
-        if not counts[0]:
+        if not count:
             raise UserError(f"{source} is empty; give a file with one sentence a line")
-        return counts[0]
+        return count, f"{content} {target_content}"
 
     def pairs() -> Iterator[Pair]:
-        count()  # whatever is wrong with the files is told before the first pair
+        scan()  # whatever is wrong with the files is told before the first pair
         yield from zip(_lines(source), _lines(target), strict=True)
 
     stats = [(path.absolute(), path.stat()) for path in (source, target)]
-    identity = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
-    return Corpus(identity, pairs, count)
+    name_of_files = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+    return Corpus(name_of_files, pairs, lambda: scan()[0], lambda: scan()[1])
+
+
+def _scan(path: Path) -> tuple[int, str]:
+    """The number of lines of a file, and the SHA-256 of them, however they are packed."""
+    count, digest, lines = 0, hashlib.sha256(), _lines(path)
+    while some := list(itertools.islice(lines, _AT_ONCE)):
+        count += len(some)
+        digest.update("".join(f"{line}\n" for line in some).encode())
+    return count, digest.hexdigest()
 
 
 def _find(data: DataConfig, split: str, language: str) -> Path:

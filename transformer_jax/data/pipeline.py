@@ -3,20 +3,23 @@
 
 import dataclasses
 import importlib.util
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from transformer_jax.config import Config
 from transformer_jax.data import corpora
 from transformer_jax.data.batch import Batch
 from transformer_jax.data.batching import ALL, BatchPlan, Share, assemble
-from transformer_jax.data.tokenized import TokenizedCorpus, tokenize
-from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
+from transformer_jax.data.run_vocabulary import (
+    file_digest,
+    model_path,
+    prepare_vocabulary,
+    read_record,
+)
+from transformer_jax.data.tokenized import TokenizedCorpus, made_from, tokenize
+from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.files import write_whole
-
-log = logging.getLogger(__name__)
 
 Text = tuple[list[str], list[str]]  # source and reference lines
 
@@ -36,30 +39,41 @@ class Dataset:
         return read_text(self.workdir, split)
 
 
-def prepare(config: Config, workdir: Path) -> Dataset:
+def prepare(config: Config, workdir: Path, *, resumes: Config | None = None) -> Dataset:
     """The data of a run, made on the first start and found again on the next.
 
-        <workdir>/vocabulary.model                      trained, or copied from data.vocab_path
+        <workdir>/vocabulary.model                      learned, or copied from data.vocab_path
+        <workdir>/data/vocabulary.json                  what it was learned or copied from
         <workdir>/data/train/                           token ids
         <workdir>/data/{validation,test}.{source,target}.txt
 
+    Where the text is another one, the ids are made anew, and so is the vocabulary until there is a
+    checkpoint.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      resumes: the config that the folder's checkpoints were made with; None if it has none. Data may
+        have moved since then, as long as the new places have the same.
+
     Raises:
-      UserError: the corpus or the vocabulary cannot be used.
+      UserError: the corpus or the vocabulary cannot be used, or a new place has another one.
     """
     _check_records()
     data = config.data
     (workdir / "data").mkdir(parents=True, exist_ok=True)
     train = corpora.load(data, "train")
     assert train is not None  # `load` raises for a run without training data
-    validation, test = corpora.load(data, "validation"), corpora.load(data, "test")
-    for corpus in (validation, test):
+    texts = {split: corpora.load(data, split) for split in ("validation", "test")}
+    for corpus in texts.values():
         if corpus is not None:
             len(corpus)  # what is wrong with a file is told now, not after an hour of tokenising
-    vocabulary = _vocabulary(config, train, workdir / "vocabulary.model")
+    if resumes is not None:
+        _check_moved(config, resumes, workdir, train, texts)
+    vocabulary = prepare_vocabulary(data, train, workdir, keep=resumes is not None)
 
-    for split, corpus in (("validation", validation), ("test", test)):
-        if corpus is not None:
-            _write_text(workdir, split, corpus)
+    for split, corpus in texts.items():
+        _write_text(workdir, split, corpus)
     folder = workdir / "data" / "train"
     tokens = tokenize(train, vocabulary, max_length=data.max_length, folder=folder)
     return Dataset(vocabulary, tokens, workdir)
@@ -74,24 +88,50 @@ def _check_records() -> None:
         )
 
 
+def _check_moved(
+    config: Config,
+    old: Config,
+    workdir: Path,
+    train: corpora.Corpus,
+    texts: Mapping[str, corpora.Corpus | None],
+) -> None:
+    """Whether data that has other names than before is the same.
+
+    Raises:
+      UserError: names what is not.
+    """
+    new, model = config.data, model_path(workdir)
+    moved = new.vocab_path not in ("", old.data.vocab_path)
+    if moved and file_digest(Path(new.vocab_path)) != file_digest(model):
+        raise UserError(
+            f"config.data.vocab_path={new.vocab_path!r} has another vocabulary than the one that {workdir} "
+            f"was made with; use another --workdir, or a file with the bytes of {model}"
+        )
+    changed = [
+        f"config.data.{name}={getattr(new, name)!r}"
+        for name in ("path", "splits")
+        if getattr(new, name) != getattr(old.data, name)
+    ]
+    if not changed:
+        return
+    record = made_from(workdir / "data" / "train") or read_record(workdir)
+    other = [] if record is None or train.made(record) else ["train"]
+    for split, corpus in texts.items():
+        paths = _text_paths(workdir, split)
+        kept = [path.read_bytes() for path in paths if path.exists()]
+        if corpus is not None and len(kept) == 2 and kept != _sides(corpus):
+            other.append(split)
+    if other:
+        raise UserError(
+            f"{' and '.join(changed)} leads to another text of {' and '.join(other)} than the one that "
+            f"{workdir} was made from; use another --workdir, or a place where the same text is"
+        )
+
+
 def prepared(config: Config, workdir: Path) -> Dataset:
     """What `prepare` left in the run folder; another process may have done that."""
-    vocabulary = Vocabulary.load(workdir / "vocabulary.model", size=config.data.vocab_size)
+    vocabulary = Vocabulary.load(model_path(workdir), size=config.data.vocab_size)
     return Dataset(vocabulary, TokenizedCorpus.load(workdir / "data" / "train"), workdir)
-
-
-def _vocabulary(config: Config, train: corpora.Corpus, path: Path) -> Vocabulary:
-    size = config.data.vocab_size
-    if path.exists():
-        return Vocabulary.load(path, size=size)
-    if config.data.vocab_path:
-        given = Vocabulary.load(config.data.vocab_path, size=size)
-        write_whole(path, Path(config.data.vocab_path).read_bytes())
-        return given
-    log.info("learning a vocabulary of %d pieces", size)
-    return train_vocabulary(
-        corpora.sentences(train), size=size, kind=config.data.vocab_type, path=path
-    )
 
 
 def training_batches(
@@ -147,7 +187,7 @@ class _Batches:
 
 def read_text(workdir: Path, split: str) -> Text | None:
     """The source and reference lines of a split, from a run folder."""
-    paths = [_text_path(workdir, split, side) for side in ("source", "target")]
+    paths = _text_paths(workdir, split)
     if not all(path.exists() for path in paths):
         return None
     # Bytes, since reading as text would take a carriage return for the end of a line.
@@ -157,15 +197,27 @@ def read_text(workdir: Path, split: str) -> Text | None:
     return source, target
 
 
-def _write_text(workdir: Path, split: str, corpus: corpora.Corpus) -> None:
+def _write_text(workdir: Path, split: str, corpus: corpora.Corpus | None) -> None:
+    """Keep the lines of a split; none that an earlier config had and this one has not."""
+    paths = _text_paths(workdir, split)
+    if corpus is None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return
     if not any(source.strip() and target.strip() for source, target in corpus):
         raise UserError(f"{split} has no usable pair, each has an empty side: {corpus.name}")
-    for number, side in enumerate(("source", "target")):
-        path = _text_path(workdir, split, side)
-        lines = "".join(pair[number].replace("\n", " ") + "\n" for pair in corpus).encode()
+    for path, lines in zip(paths, _sides(corpus), strict=True):
         if not path.exists() or path.read_bytes() != lines:
             write_whole(path, lines)
 
 
-def _text_path(workdir: Path, split: str, side: str) -> Path:
-    return workdir / "data" / f"{split}.{side}.txt"
+def _sides(corpus: corpora.Corpus) -> list[bytes]:
+    """The lines of the source and of the target, as they are kept."""
+    return [
+        "".join(pair[number].replace("\n", " ") + "\n" for pair in corpus).encode()
+        for number in range(2)
+    ]
+
+
+def _text_paths(workdir: Path, split: str) -> list[Path]:
+    return [workdir / "data" / f"{split}.{side}.txt" for side in ("source", "target")]

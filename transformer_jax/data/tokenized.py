@@ -3,7 +3,8 @@
 
 <folder>/pairs.array_record   one record a pair: the source's length, then both sides' ids
 <folder>/lengths.npy          [n, 2], the only part of which memory must hold anything
-<folder>/report.json          what it was made from, what was left out, the type of the ids
+<folder>/report.json          what it was made from, what was left out or has unknown characters, the
+                              type of the ids
 """
 
 import dataclasses
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transformer_jax.data.batch import UNKNOWN
 from transformer_jax.data.corpora import Corpus, Pair
 from transformer_jax.data.vocabulary import Vocabulary
 from transformer_jax.errors import UserError
+from transformer_jax.files import write_whole
 from transformer_jax.progress import Bar
 
 if TYPE_CHECKING:
@@ -87,15 +90,19 @@ def tokenize(
     Raises:
       UserError: no pair is left.
     """
-    made_from = {
+    settings = {
         "format": _FORMAT,
-        "corpus": corpus.name,
         "vocabulary": vocabulary.fingerprint,
         "max_length": max_length,
     }
-    before = _made_from(folder)
-    if before == made_from:
-        return TokenizedCorpus.load(folder)
+    before = made_from(folder)
+    if before is not None and settings.items() <= before.items() and corpus.made(before):
+        tokenized = TokenizedCorpus.load(folder)
+        if before["corpus"] != corpus.name:  # it moved; the next start need not read it
+            _write_report(
+                folder, tokenized.report | {"made_from": before | {"corpus": corpus.name}}
+            )
+        return tokenized
     if before is not None:
         log.warning("%s was made from other data or settings; it is made anew", folder)
     temporary = folder.with_name(folder.name + ".tmp")
@@ -107,7 +114,7 @@ def tokenize(
     log.info(
         "%s: %s sentence pairs; left out: %s with an empty side, %s of more than %s tokens",
         folder.name,
-        *(f"{count:,}" for count in counts.values()),
+        *(f"{counts[kind]:,}" for kind in ("pairs", "empty", "over-long")),
         max_length,
     )
     if not counts["pairs"]:
@@ -115,19 +122,31 @@ def tokenize(
             f"{folder.name} has no usable pair ({counts['empty']} with an empty side, "
             f"{counts['over-long']} over config.data.max_length={max_length}): {corpus.name}"
         )
-    report = {"made_from": made_from, "counts": counts, "ids_type": ids_type.name}
-    (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    log.log(
+        logging.WARNING if counts["unknown"] else logging.INFO,
+        "%s: %s of %s lines have characters that the vocabulary does not know",
+        folder.name,
+        f"{counts['unknown']:,}",
+        f"{2 * counts['pairs']:,}",
+    )
+    made = settings | corpus.record()
+    _write_report(temporary, {"made_from": made, "counts": counts, "ids_type": ids_type.name})
     (folder / "report.json").unlink(missing_ok=True)  # first: without it the old folder is nothing
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
     return TokenizedCorpus.load(folder)
 
 
-def _made_from(folder: Path) -> dict[str, Any] | None:
+def made_from(folder: Path) -> dict[str, Any] | None:
+    """The record of what a folder was made from; None if there is none."""
     try:
-        return json.loads((folder / "report.json").read_text(encoding="utf-8"))["made_from"]
+        return dict(json.loads((folder / "report.json").read_text(encoding="utf-8"))["made_from"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _write_report(folder: Path, report: dict[str, Any]) -> None:
+    write_whole(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
 
 
 def _write(
@@ -137,7 +156,7 @@ def _write(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     lengths: list[np.ndarray] = []
-    counts = {"pairs": 0, "empty": 0, "over-long": 0}
+    counts = {"pairs": 0, "empty": 0, "over-long": 0, "unknown": 0}  # the last: lines, not pairs
     writer = ArrayRecordWriter(str(folder / "pairs.array_record"), _WRITER_OPTIONS)
     progress = Bar(len(corpus), "pairs", f"tokenising {folder.stem}")
     for chunk in _chunks(iter(corpus)):
@@ -147,9 +166,13 @@ def _write(
         targets = vocabulary.encode_targets([target for _, target in kept])
         sizes = []
         for source, target in zip(sources, targets, strict=True):
+            if min(len(source), len(target)) == 1:  # but for its end: nothing that one sees
+                counts["empty"] += 1
+                continue
             if max(len(source), len(target)) > max_length:
                 counts["over-long"] += 1
                 continue
+            counts["unknown"] += (UNKNOWN in source) + (UNKNOWN in target)
             writer.write(_pack(source, target, ids_type))
             sizes.append((len(source), len(target)))
         lengths.append(np.array(sizes, ids_type).reshape(-1, 2))

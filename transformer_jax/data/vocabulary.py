@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """One vocabulary of sentence pieces for both languages: section 5.1."""
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from transformer_jax.data.batch import EOS, PAD, UNKNOWN
+from transformer_jax.data.normalization import SAME_LOOK, rules_file
 from transformer_jax.errors import UserError, check_line, check_lines
+from transformer_jax.files import write_whole
 
 # Enough sentences to count pieces by; a larger corpus is sampled.
 _MOST_SENTENCES = 5_000_000
-_LONGEST_SENTENCE = 16_384  # bytes; nothing is learned from longer ones
+_LONGEST_SENTENCE = 4_096  # characters; a longer one is learned from in pieces
 
 
 class Vocabulary:
@@ -214,12 +219,21 @@ def _until_eos(ids: Iterable[int]) -> list[int]:
 
 
 def train_vocabulary(
-    sentences: Iterable[str], *, size: int, kind: str, path: str | Path
+    sentences: Iterable[str],
+    *,
+    size: int,
+    kind: str,
+    path: str | Path,
+    normalization: str = SAME_LOOK,
+    coverage: float = 1.0,
+    byte_fallback: bool = False,
 ) -> Vocabulary:
     """Learn `size` pieces ("bpe" or "unigram") from the sentences of both languages, into `path`.
 
-    Every character of the corpus is a piece, and text is kept as it is, so that decoding gives back
-    what was encoded (but for repeated spaces).
+    With `coverage` 1.0 every character of the normalised sentences is a piece, but for those that
+    sentencepiece keeps for itself, such as NUL and U+2585; the others of a line are pieces all the
+    same. Decoding gives back the normalised text. `normalization` is as in config.data, and the file
+    holds its rules. Of more than five million sentences a random part is learned from.
 
     Raises:
       UserError: the sentences cannot fill a vocabulary of that size, have more characters, or are no
@@ -227,35 +241,74 @@ def train_vocabulary(
     """
     if isinstance(sentences, str | bytes):
         check_lines("sentences", sentences)
-    path = Path(path)
-    temporary = path.with_suffix(".tmp")
     failures: list[Exception] = []
-    try:
-        with temporary.open("wb") as writer:
+    model = io.BytesIO()
+    with _rules(normalization) as rules:
+        try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_watched(sentences, failures),
-                model_writer=writer,
+                sentence_iterator=_learnable(_watched(sentences, failures)),
+                model_writer=model,
                 vocab_size=size,
                 model_type=kind,
-                character_coverage=1.0,
-                normalization_rule_name="identity",
+                character_coverage=coverage,
+                byte_fallback=byte_fallback,
                 pad_id=PAD,
                 eos_id=EOS,
                 unk_id=UNKNOWN,
                 bos_id=-1,
                 input_sentence_size=_MOST_SENTENCES,
                 shuffle_input_sentence=True,
-                max_sentence_length=_LONGEST_SENTENCE,
+                max_sentence_length=4 * _LONGEST_SENTENCE,
                 num_threads=4,  # fixed: the pieces of unigram depend on it
                 minloglevel=2,
+                **rules,
             )
-    except RuntimeError as error:
-        temporary.unlink(missing_ok=True)
-        if failures:
-            raise failures[0] from None
-        raise UserError(_reason(str(error), size)) from None
-    temporary.replace(path)
+        except (RuntimeError, OSError) as error:
+            if failures:
+                raise failures[0] from None
+            raise UserError(_reason(str(error), size)) from None
+    write_whole(Path(path), _named(model.getvalue(), normalization))
     return Vocabulary.load(path)
+
+
+@contextlib.contextmanager
+def _rules(normalization: str) -> Iterator[dict[str, Any]]:
+    """The trainer's option for the rules."""
+    if normalization != SAME_LOOK:
+        yield {"normalization_rule_name": normalization}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rules.tsv"
+        path.write_bytes(rules_file())
+        yield {"normalization_rule_tsv": str(path)}
+
+
+def _named(model: bytes, normalization: str) -> bytes:
+    """The model without the place where its rules stood, so that it has the same bytes every time."""
+    if normalization != SAME_LOOK:
+        return model
+    # Only where one learns: it needs protobuf.
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+
+    proto = ModelProto.FromString(model)
+    proto.normalizer_spec.name = normalization
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")
+    return proto.SerializeToString()
+
+
+def _learnable(sentences: Iterable[str]) -> Iterator[str]:
+    """The sentences as sentencepiece learns from all of them, long ones in pieces.
+
+    It would leave out those with a character of its own, and put a space for the names of its ids.
+    """
+    for sentence in sentences:
+        sentence = _RESERVED.sub(lambda found: _HARMLESS[found[0]], sentence)
+        for start in range(0, len(sentence), _LONGEST_SENTENCE):
+            yield sentence[start : start + _LONGEST_SENTENCE]
+
+
+_RESERVED = re.compile("[\0\u2585]|<(?=pad>|/s>|unk>)")
+_HARMLESS = {"\0": " ", "\u2585": "\u2584", "<": "< "}
 
 
 def _watched(sentences: Iterable[str], failures: list[Exception]) -> Iterator[str]:
@@ -271,10 +324,7 @@ def _watched(sentences: Iterable[str], failures: list[Exception]) -> Iterator[st
 
 def _reason(message: str, size: int) -> str:
     if "sentences_.empty()" in message or "all_chars_count" in message:
-        return (
-            "the training corpus has no usable sentence: every line is blank, or longer than "
-            f"{_LONGEST_SENTENCE:,} bytes"
-        )
+        return "the training corpus has no usable sentence: every line is blank"
     at_most = re.search(r"<= (\d+)", message)
     at_least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if at_most:
