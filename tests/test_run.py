@@ -112,10 +112,11 @@ def test_a_folder_of_another_config_is_refused(finished, field, value):
         check_same(load_config(workdir), resolve(config), workdir)
 
 
-def test_a_run_goes_on_without_the_run_that_it_started_from(finished, tmp_path):
+def test_a_run_goes_on_where_its_data_moved_and_the_run_that_it_started_from(finished, tmp_path):
     """Outside the main thread, as a server or a notebook's worker may train."""
     config = finished[0].copy_and_resolve_references()
     config.data.splits = ONLY_TRAINING
+    config.data.path = write_corpus(tmp_path / "corpus")
     config.train.update(init_from=str(tmp_path / "first"), num_steps=2)
     shutil.copytree(finished[1].workdir, tmp_path / "first")
     worker = threading.Thread(target=run_training, args=(resolve(config), tmp_path / "run"))
@@ -126,7 +127,14 @@ def test_a_run_goes_on_without_the_run_that_it_started_from(finished, tmp_path):
     config.train.num_steps = 3
     assert run_training(resolve(config), tmp_path / "run").step == 3
     config.train.update(init_from=str(tmp_path / "moved"), num_steps=4)
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")
+    config.data.path = str(tmp_path / "elsewhere" / "{split}.{lang}")
     assert run_training(resolve(config), tmp_path / "run").step == 4
+    assert load_config(tmp_path / "run").data.path == config.data.path
+    config.data.path = write_corpus(tmp_path / "other", sizes=(300, 40, 30))
+    with pytest.raises(UserError, match=r"config\.data\.path='.*' leads to another text of train"):
+        run_training(resolve(config), tmp_path / "run")
+    assert load_config(tmp_path / "run").data.path != config.data.path
     other = load_config(tmp_path / "moved").to_json().replace('"d_ff": 16', '"d_ff": 17')
     (tmp_path / "moved" / "config.json").write_text(other)
     with pytest.raises(UserError, match=r"made with config\.model\.d_ff=16, this config has 17"):

@@ -9,16 +9,16 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from transformer_jax.config import DataConfig
 from transformer_jax.data.corpora import Corpus, sentences
 from transformer_jax.data.vocabulary import Vocabulary, train_vocabulary
 from transformer_jax.errors import UserError
 from transformer_jax.files import write_whole
+from transformer_jax.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -81,21 +81,22 @@ def file_digest(path: Path) -> str:
 def _learn(data: DataConfig, train: Corpus, path: Path) -> None:
     log.info("learning a vocabulary of %d pieces", data.vocab_size)
     start = time.monotonic()
-    train_vocabulary(
-        tqdm(
-            sentences(train),
-            total=2 * len(train),
-            unit="line",
-            desc="reading for the vocabulary",
-            disable=None,
-        ),
-        size=data.vocab_size,
-        kind=data.vocab_type,
-        path=path,
-        normalization=data.normalization,
-        coverage=data.character_coverage,
-        byte_fallback=data.byte_fallback,
-    )
+    with Bar(2 * len(train), "lines", "reading") as bar:
+
+        def read() -> Iterator[str]:
+            for sentence in sentences(train):
+                yield sentence
+                bar.update()
+
+        train_vocabulary(
+            read(),
+            size=data.vocab_size,
+            kind=data.vocab_type,
+            path=path,
+            normalization=data.normalization,
+            coverage=data.character_coverage,
+            byte_fallback=data.byte_fallback,
+        )
     log.info("learned it in %.0f s", time.monotonic() - start)
 
 

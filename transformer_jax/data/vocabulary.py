@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """One vocabulary of sentence pieces for both languages: section 5.1."""
 
-import contextlib
 import functools
 import hashlib
 import io
 import json
 import re
-import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from transformer_jax.data.batch import EOS, PAD, UNKNOWN
-from transformer_jax.data.normalization import SAME_LOOK, rules_file
+from transformer_jax.data.normalization import SAME_LOOK, same_look
 from transformer_jax.errors import UserError, check_line, check_lines
 from transformer_jax.files import write_whole
 
@@ -32,6 +30,7 @@ class Vocabulary:
     def __init__(self, model: bytes):
         """`model`: the contents of a sentencepiece model file."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._rule = _rule_of(model)
         self.size: int = self._processor.vocab_size()
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
@@ -77,11 +76,14 @@ class Vocabulary:
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """The ids of each source sentence, EOS at the end."""
-        return self._processor.encode(check_lines("sentences", sentences), add_eos=True)
+        return self._processor.encode(self._normalized(sentences), add_eos=True)
 
     def split(self, sentences: Sequence[str]) -> list[list[str]]:
         """The pieces of each source sentence; those of no id are there as its characters."""
-        return self._processor.encode(check_lines("sentences", sentences), out_type=str)
+        return self._processor.encode(self._normalized(sentences), out_type=str)
+
+    def _normalized(self, sentences: Sequence[str]) -> list[str]:
+        return [self._rule(sentence) for sentence in check_lines("sentences", sentences)]
 
     def split_targets(self, sentences: Sequence[str]) -> list[list[str]]:
         """The same of each target sentence."""
@@ -123,6 +125,7 @@ class MarianVocabulary(Vocabulary):
         self._source, self._target = (
             sentencepiece.SentencePieceProcessor(model_proto=model) for model in (source, target)
         )
+        self._rules = _rule_of(source), _rule_of(target)
         special = [table[piece] for piece in _MARIAN_SPECIAL]
         others = np.setdiff1d(np.arange(len(table)), special)
         self.marian_ids = np.concatenate(
@@ -172,12 +175,12 @@ class MarianVocabulary(Vocabulary):
     def split(self, sentences: Sequence[str]) -> list[list[str]]:
         """The pieces of each source sentence; those of no id are there as its characters."""
         sentences = check_lines("sentences", sentences)
-        return [_pieces(self._source, sentence) for sentence in sentences]
+        return [_pieces(self._source, self._rules[0](sentence)) for sentence in sentences]
 
     def split_targets(self, sentences: Sequence[str]) -> list[list[str]]:
         """The same of each target sentence."""
         sentences = check_lines("sentences", sentences)
-        return [_pieces(self._target, sentence) for sentence in sentences]
+        return [_pieces(self._target, self._rules[1](sentence)) for sentence in sentences]
 
     def decode(self, sentences: Iterable[Iterable[int]]) -> list[str]:
         """The text of each sequence of target ids, up to its EOS; UNKNOWN is left out."""
@@ -233,7 +236,7 @@ def train_vocabulary(
     With `coverage` 1.0 every character of the normalised sentences is a piece, but for those that
     sentencepiece keeps for itself, such as NUL and U+2585; the others of a line are pieces all the
     same. Decoding gives back the normalised text. `normalization` is as in config.data, and the file
-    holds its rules. Of more than five million sentences a random part is learned from.
+    says which it is. Of more than five million sentences a random part is learned from.
 
     Raises:
       UserError: the sentences cannot fill a vocabulary of that size, have more characters, or are no
@@ -242,58 +245,47 @@ def train_vocabulary(
     if isinstance(sentences, str | bytes):
         check_lines("sentences", sentences)
     failures: list[Exception] = []
+    watched, ours = _watched(sentences, failures), normalization == SAME_LOOK
     model = io.BytesIO()
-    with _rules(normalization) as rules:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_learnable(_watched(sentences, failures)),
-                model_writer=model,
-                vocab_size=size,
-                model_type=kind,
-                character_coverage=coverage,
-                byte_fallback=byte_fallback,
-                pad_id=PAD,
-                eos_id=EOS,
-                unk_id=UNKNOWN,
-                bos_id=-1,
-                input_sentence_size=_MOST_SENTENCES,
-                shuffle_input_sentence=True,
-                max_sentence_length=4 * _LONGEST_SENTENCE,
-                num_threads=4,  # fixed: the pieces of unigram depend on it
-                minloglevel=2,
-                **rules,
-            )
-        except (RuntimeError, OSError) as error:
-            if failures:
-                raise failures[0] from None
-            raise UserError(_reason(str(error), size)) from None
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_learnable(map(same_look, watched) if ours else watched),
+            model_writer=model,
+            vocab_size=size,
+            model_type=kind,
+            character_coverage=coverage,
+            byte_fallback=byte_fallback,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNKNOWN,
+            bos_id=-1,
+            input_sentence_size=_MOST_SENTENCES,
+            shuffle_input_sentence=True,
+            max_sentence_length=4 * _LONGEST_SENTENCE,
+            num_threads=4,  # fixed: the pieces of unigram depend on it
+            minloglevel=2,
+            normalization_rule_name="identity" if ours else normalization,
+        )
+    except (RuntimeError, OSError) as error:
+        if failures:
+            raise failures[0] from None
+        raise UserError(_reason(str(error), size)) from None
     write_whole(Path(path), _named(model.getvalue(), normalization))
     return Vocabulary.load(path)
 
 
-@contextlib.contextmanager
-def _rules(normalization: str) -> Iterator[dict[str, Any]]:
-    """The trainer's option for the rules."""
-    if normalization != SAME_LOOK:
-        yield {"normalization_rule_name": normalization}
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rules.tsv"
-        path.write_bytes(rules_file())
-        yield {"normalization_rule_tsv": str(path)}
-
-
 def _named(model: bytes, normalization: str) -> bytes:
-    """The model without the place where its rules stood, so that it has the same bytes every time."""
+    """The model with the name of the rule that `Vocabulary` applies, or as it is."""
     if normalization != SAME_LOOK:
         return model
-    # Only where one learns: it needs protobuf.
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
-
     proto = ModelProto.FromString(model)
     proto.normalizer_spec.name = normalization
-    proto.normalizer_spec.ClearField("normalization_rule_tsv")
     return proto.SerializeToString()
+
+
+def _rule_of(model: bytes) -> Callable[[str], str]:
+    """What is done to text before a model of sentencepiece, with rules of its own, gets it."""
+    return same_look if ModelProto.FromString(model).normalizer_spec.name == SAME_LOOK else str
 
 
 def _learnable(sentences: Iterable[str]) -> Iterator[str]:
