@@ -13,6 +13,7 @@ import pytest
 
 from transformer_jax.errors import UserError
 from transformer_jax.files import alone_in, check_writable, is_stream, open_stream, write_whole
+from transformer_jax.inference.resumable import ResumableFile
 
 
 def test_two_cannot_be_alone(tmp_path):
@@ -142,3 +143,32 @@ def test_a_reader_that_goes_away_breaks_the_pipe():
     with pytest.raises(BrokenPipeError), open_stream(Path(f"/dev/fd/{writer}")) as write:
         write(b"x")
     os.close(writer)
+
+
+def test_a_descriptor_that_is_not_open_for_writing_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (tmp_path / "file").open() as file:
+        path = f"/dev/fd/{file.fileno()}"
+        with pytest.raises(UserError, match=f"{path} cannot be written: it is open for reading"):
+            check_writable(path)
+    with pytest.raises(UserError, match=f"{path} cannot be written: Bad file descriptor"):
+        check_writable(path)
+
+
+def test_a_file_that_is_mounted_by_itself_is_written_to(tmp_path, monkeypatch):
+    """As `docker run -v $PWD/out:/out` makes one; the kernel refuses to rename over it."""
+    replace = Path.replace
+
+    def busy(self, other):
+        if other.name == "out":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    (tmp_path / "out").write_text("something longer")
+    write_whole(tmp_path / "out", b"new")
+    assert (tmp_path / "out").read_bytes() == b"new" and names(tmp_path) == ["out"]
+    with ResumableFile(tmp_path / "out", {}) as file:
+        file.append(b"part", {})
+        file.finish()
+    assert (tmp_path / "out").read_bytes() == b"part" and names(tmp_path) == ["out"]
