@@ -164,3 +164,32 @@ def test_windows_renames_no_open_file_and_selects_no_pipe(tmp_path, monkeypatch)
         file.finish()
         assert file._file.closed
     assert (tmp_path / "out").read_text() == "eins\n"
+
+
+def test_a_descriptor_that_is_not_open_for_writing_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (tmp_path / "file").open() as file:
+        path = f"/dev/fd/{file.fileno()}"
+        with pytest.raises(UserError, match=f"{path} cannot be written: it is open for reading"):
+            check_writable(path)
+    with pytest.raises(UserError, match=f"{path} cannot be written: Bad file descriptor"):
+        check_writable(path)
+
+
+def test_a_file_that_is_mounted_by_itself_is_written_to(tmp_path, monkeypatch):
+    """As `docker run -v $PWD/out:/out` makes one; the kernel refuses to rename over it."""
+    replace = Path.replace
+
+    def busy(self, other):
+        if other.name == "out":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    (tmp_path / "out").write_text("something longer")
+    write_whole(tmp_path / "out", b"new")
+    assert (tmp_path / "out").read_bytes() == b"new" and names(tmp_path) == ["out"]
+    with ResumableFile(tmp_path / "out", {}) as file:
+        file.append(b"part", {})
+        file.finish()
+    assert (tmp_path / "out").read_bytes() == b"part" and names(tmp_path) == ["out"]

@@ -141,15 +141,15 @@ def write_translations(workdir: Path, split: str, step: int | str, lines: list[s
 def load_text(
     workdir: str | Path,
     split: str,
-    source: str | None = None,
-    reference: str | Sequence[str] | None = None,
+    source: str | Path | None = None,
+    reference: str | Path | Sequence[str | Path] | None = None,
 ) -> Text:
     """The text of a file and of its references, or else of a split of the run's own data.
 
     Raises:
       UserError: a file is missing or not UTF-8, or the numbers of lines differ.
     """
-    files = [reference] if isinstance(reference, str) else list(reference or ())
+    files = [reference] if isinstance(reference, str | Path) else list(reference or ())
     if bool(source) != bool(files):
         raise UserError("--source and --reference go together; give both or neither")
     if not source:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import select
+import shutil
 import stat
 import sys
 import zlib
@@ -72,7 +73,7 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary = final.with_name(final.name + ".tmp")
     try:
         temporary.write_bytes(content)
-        temporary.replace(final)
+        take_place(temporary, final)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -85,8 +86,7 @@ def check_writable(path: str | Path) -> None:
     if is_stream(path):
         number = _descriptor(path)
         if number is not None:
-            if number == 1:
-                check_stdout()
+            _check_descriptor(number, path)
             return
         if stat.S_ISSOCK(path.stat().st_mode):
             reason = "it is a socket"
@@ -173,6 +173,30 @@ def _descriptor(path: Path) -> int | None:
             break
         path = path.parent / path.readlink()
     return None
+
+
+def _check_descriptor(number: int, path: Path) -> None:
+    """Raises: UserError, unless it is open for writing."""
+    if number == 1:
+        check_stdout()
+    try:
+        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    if mode == os.O_RDONLY:
+        raise UserError(f"{path} cannot be written: it is open for reading")
+
+
+def take_place(temporary: Path, final: Path) -> None:
+    """Give a complete file the name of one that may be there already."""
+    try:
+        temporary.replace(final)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # A file that is mounted by itself, as containers do, is there to be written to.
+        shutil.copyfile(temporary, final)
+        temporary.unlink()
 
 
 def _unwritable(path: str | Path, error: OSError) -> UserError:

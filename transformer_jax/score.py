@@ -22,14 +22,17 @@ from transformer_jax import weights_flags
 from transformer_jax.errors import check_stdout, run_command, tell
 
 flags.adopt_module_key_flags(weights_flags)  # --help shows them
-_SOURCE = flags.DEFINE_string("source", None, "A file, one sentence a line.", required=True)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "A file, one sentence a line, .gz or not.", required=True
+)
 _TARGET = flags.DEFINE_string("target", None, "Its translation, line by line.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write; by default stdout.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "How to write; see above.")
 _ALIGNMENTS = flags.DEFINE_bool(
     "alignments",
     False,
-    "Write which word comes from which, as 0-0 1-2 (source-target, from 0; Pharaoh's format).",
+    "Write which word comes from which, as 0-0 1-2 (source-target, from 0; Pharaoh's format). Words are "
+    "what any white space separates, as Python's split() has it.",
 )
 
 

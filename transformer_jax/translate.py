@@ -4,10 +4,10 @@
     echo "A dog runs." | python -m transformer_jax.translate --workdir=runs/demo
     python -m transformer_jax.translate --workdir=runs/demo --input=in.txt --output=out.txt
 
-Write one sentence a line, in UTF-8. Empty lines stay empty; very long ones are cut, and counted in the
-last line on stderr. A text may be of any length: it is read and written in parts. What --output names
-appears when it is complete; until then it is FILE.partial, and the same command goes on where a killed
-one stopped.
+Write one sentence a line, in UTF-8; gzip is unpacked. Empty lines stay empty; very long ones are cut, and
+counted in the last line on stderr. A text may be of any length: it is read and written in parts. What
+--output names appears when it is complete; until then it is FILE.partial, and the same command goes on
+where a killed one stopped. A link is followed; a named pipe or a device gets every part as it is made.
 
 At a keyboard every line is answered at once. From a pipe lines are translated together, up to 8,192 of
 them, as long as the next comes within half a second; --interactive waits for none.
@@ -43,7 +43,8 @@ _FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "How to write; 
 _N_BEST = flags.DEFINE_integer(
     "n_best",
     1,
-    "How many translations of each line, best first; at most beam_size. With --sample: samples.",
+    "How many translations of each line, best first, no text twice; at most beam_size, and fewer where "
+    "its hypotheses have fewer texts. With --sample: samples, as they are drawn.",
     lower_bound=1,
 )
 _SCORES = flags.DEFINE_bool(
@@ -56,7 +57,8 @@ _ALIGNMENTS = flags.DEFINE_bool(
     "alignments",
     False,
     "Write which word comes from which, as 0-0 1-2 (source-target, from 0; Pharaoh's format): where "
-    "the cross-attention of the last two layers looks most, all heads together.",
+    "the cross-attention of the last two layers looks most, all heads together. Words are what any white "
+    "space separates, as Python's split() has it.",
 )
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
@@ -75,7 +77,8 @@ _MIN_LENGTH = flags.DEFINE_integer(
 _PREFIX_FILE = flags.DEFINE_string(
     "prefix_file",
     None,
-    "A file with a line for each line of the input: what its translation begins with; blank for none.",
+    "A file with a line for each line of the input: what its translation begins with, as it stands "
+    "there; blank for none.",
 )
 _SAMPLE = flags.DEFINE_bool(
     "sample",

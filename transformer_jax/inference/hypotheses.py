@@ -22,7 +22,7 @@ class SearchOptions:
     beam_size: int | None = None  # W; 1 is greedy search. None: the run's config.decode
     alpha: float | None = None  # the length penalty's exponent. None: the run's config.decode
     n_best: int = (
-        1  # how many translations of each line, W at most; of a sampling, how many samples
+        1  # how many translations of each line, of different texts, W at most; or how many samples
     )
     max_length: int | None = (
         None  # at most so many tokens, EOS not counted, besides the usual limit

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from transformer_jax.errors import UserError
-from transformer_jax.files import followed, lock
+from transformer_jax.files import followed, lock, take_place
 
 _VERSION = 1  # of both files
 
@@ -99,7 +99,7 @@ class ResumableFile:
         try:
             if sys.platform == "win32":  # where nothing renames an open file
                 self._file.close()
-            self._partial.replace(self.path)
+            take_place(self._partial, self.path)
             self._journal.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from None
