@@ -6,12 +6,13 @@
 
 Writes 4.5 million pairs, unless they are there, and starts a run of configs/base.py on them. Prints the
 minutes and the most memory of each phase until the second step, the disk that the run folder takes, and
-what the vocabulary is like. With --kill the run is killed (-9) in the middle of tokenising and started
-again. The text means nothing, but its sentences are as long, its words as many and as unequally
+what the vocabulary is like. With --kill a second run, which has the first one's vocabulary, is killed
+(-9) in the middle of tokenising and started again. The text means nothing, but its sentences are as long, its words as many and as unequally
 frequent as those of the real one; as in Common Crawl, thousands of characters occur once or twice.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -196,9 +197,12 @@ def main(_: Sequence[str]) -> None:
     seconds = run(folder, name)
     describe(folder, name)
     if _KILL.value:
-        name = f"{name}-killed"
-        run(folder, name, kill_after=seconds["tokenising"] / 2)
-        run(folder, name)
+        killed = f"{name}-killed"
+        (folder / killed / "data").mkdir(parents=True)
+        for file in ("vocabulary.model", "data/vocabulary.json"):
+            shutil.copy(folder / name / file, folder / killed / file)
+        run(folder, killed, kill_after=seconds["tokenising"] / 2)
+        run(folder, killed)
 
 
 if __name__ == "__main__":
