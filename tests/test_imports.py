@@ -21,6 +21,7 @@ ALLOWED = {
         "transformer_jax.errors",
         "transformer_jax.files",
         "transformer_jax.progress",
+        "transformer_jax.text_files",
     },
     "transformer_jax/model": {
         "attention_kernels",
@@ -44,6 +45,7 @@ ALLOWED = {
         "transformer_jax.files",
         "transformer_jax.model",
         "transformer_jax.progress",
+        "transformer_jax.text_files",
     },
     "kernels/attention_kernels": set(),
     "configs": {"transformer_jax.config"},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax import files
+from transformer_jax import text_files
 from transformer_jax.errors import UserError
 from transformer_jax.files import check_writable
 from transformer_jax.inference.lines import (
@@ -80,7 +80,7 @@ def test_lines_taken_in_parts_are_the_lines(tmp_path, most):
 
 
 def test_a_line_longer_than_what_is_read_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_BLOCK", 3)
+    monkeypatch.setattr(text_files, "_BLOCK", 3)
     (tmp_path / "text").write_text("ab\ncdefghijklmnop\n\nq")
     assert read_lines(tmp_path / "text") == ["ab", "cdefghijklmnop", "", "q"]
 
@@ -120,7 +120,7 @@ def in_members(content: bytes) -> bytes:
 @pytest.mark.parametrize("compress", [gzip.compress, in_members])
 @pytest.mark.parametrize("name", ["text.gz", "text"])
 def test_gzip_is_known_by_its_content(tmp_path, monkeypatch, compress, name):
-    monkeypatch.setattr(files, "_BLOCK", 4096)
+    monkeypatch.setattr(text_files, "_BLOCK", 4096)
     path = tmp_path / name
     path.write_bytes(compress(TEXT.encode()))
     assert read_lines(path) == TEXT.splitlines()

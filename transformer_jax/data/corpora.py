@@ -12,7 +12,7 @@ from typing import Any
 
 from transformer_jax.config import DataConfig
 from transformer_jax.errors import UserError
-from transformer_jax.files import TextFile
+from transformer_jax.text_files import TextFile
 
 Pair = tuple[str, str]
 

@@ -6,7 +6,8 @@ import hashlib
 import sys
 from pathlib import Path
 
-from transformer_jax.files import TextFile, decode_line, write_whole
+from transformer_jax.files import write_whole
+from transformer_jax.text_files import TextFile, decode_line
 
 
 class Lines:
