@@ -20,16 +20,16 @@ from absl import flags
 
 from transformer_jax import search_flags, weights_flags
 from transformer_jax.errors import run_command
+from transformer_jax.path_flags import define_path, define_paths
 
 for _module in (weights_flags, search_flags):
     flags.adopt_module_key_flags(_module)  # --help shows them
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "validation"], "Which split of the run's own data to score."
 )
-_SOURCE = flags.DEFINE_string("source", None, "A file to translate, instead of a split.")
-_REFERENCE = flags.DEFINE_multi_string(
+_SOURCE = define_path("source", "A file to translate, instead of a split.")
+_REFERENCE = define_paths(
     "reference",
-    None,
     "Its translation by a person, line by line; several if the flag is repeated. The perplexity is that "
     "of the first.",
 )

@@ -20,13 +20,12 @@ from absl import flags
 
 from transformer_jax import weights_flags
 from transformer_jax.errors import check_stdout, run_command, tell
+from transformer_jax.path_flags import define_path
 
 flags.adopt_module_key_flags(weights_flags)  # --help shows them
-_SOURCE = flags.DEFINE_string(
-    "source", None, "A file, one sentence a line, .gz or not.", required=True
-)
-_TARGET = flags.DEFINE_string("target", None, "Its translation, line by line.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Where to write; by default stdout.")
+_SOURCE = define_path("source", "A file, one sentence a line, .gz or not.", required=True)
+_TARGET = define_path("target", "Its translation, line by line.", required=True)
+_OUTPUT = define_path("output", "Where to write; by default stdout.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "How to write; see above.")
 _ALIGNMENTS = flags.DEFINE_bool(
     "alignments",

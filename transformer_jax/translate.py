@@ -31,14 +31,15 @@ from absl import flags
 
 from transformer_jax import search_flags, weights_flags
 from transformer_jax.errors import UserError, check_stdout, run_command, tell
+from transformer_jax.path_flags import define_path
 
 if TYPE_CHECKING:
     from transformer_jax.inference.hypotheses import SearchOptions
 
 for _module in (weights_flags, search_flags):
     flags.adopt_module_key_flags(_module)  # --help shows them
-_INPUT = flags.DEFINE_string("input", None, "The file to translate; by default stdin.")
-_OUTPUT = flags.DEFINE_string("output", None, "Where to write; by default stdout.")
+_INPUT = define_path("input", "The file to translate; by default stdin.")
+_OUTPUT = define_path("output", "Where to write; by default stdout.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "How to write; see above.")
 _N_BEST = flags.DEFINE_integer(
     "n_best",
@@ -74,9 +75,8 @@ _MIN_LENGTH = flags.DEFINE_integer(
     "the search may find that no translation of a line is the best.",
     lower_bound=0,
 )
-_PREFIX_FILE = flags.DEFINE_string(
+_PREFIX_FILE = define_path(
     "prefix_file",
-    None,
     "A file with a line for each line of the input: what its translation begins with, as it stands "
     "there; blank for none.",
 )
@@ -119,8 +119,8 @@ def main(_: Sequence[str]) -> None:
     runtime.set_up()
     options = _options()
     # What can be wrong is looked at first: reading weights takes longer.
-    for workdir in weights_flags.WORKDIR.value:
-        checkpoints.load_config(workdir)
+    configs = [checkpoints.load_config(workdir) for workdir in weights_flags.WORKDIR.value]
+    options.width(configs[0].decode)
     if _OUTPUT.value:
         check_writable(_OUTPUT.value)
     else:

@@ -62,6 +62,7 @@ def import_folder(folder: str | Path, workdir: str | Path) -> None:
     folder, workdir = Path(folder), Path(workdir)
     if checkpoints.saved_steps(workdir):
         raise UserError(f"--workdir={workdir} has checkpoints already; give another one")
+    checkpoints.check_folder(workdir)
     described = _read_json(folder / "config.json")
     vocabulary = _read_vocabulary(folder, described)
     arrays = _without_padding(_read_arrays(folder), described, vocabulary.size, folder)

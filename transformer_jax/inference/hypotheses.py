@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from transformer_jax.config import DecodeConfig
 from transformer_jax.errors import UserError
 from transformer_jax.inference.sampling import Sampling
 
@@ -51,6 +52,22 @@ class SearchOptions:
             )
         if self.sampling is not None and self.beam_size is not None:
             raise UserError(f"beam_size={self.beam_size} has no meaning in sampling; leave it out")
+
+    def width(self, decode: DecodeConfig) -> int:
+        """W of a search, or how many samples, of a run with these settings.
+
+        Raises:
+          UserError: more translations are wanted than the beam keeps.
+        """
+        if self.sampling is not None:
+            return self.n_best
+        width = decode.beam_size if self.beam_size is None else self.beam_size
+        if self.n_best > width:
+            raise UserError(
+                f"n_best={self.n_best} is more than the beam keeps, beam_size={width}; "
+                f"use beam_size={self.n_best} or more"
+            )
+        return width
 
 
 @dataclasses.dataclass(frozen=True)

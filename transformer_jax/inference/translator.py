@@ -238,12 +238,7 @@ class Translator:
           UserError: more translations are wanted than the beam keeps, prefixes of another number than
             lines, or what is no list of str.
         """
-        width = self._beam_size(options)
-        if options.sampling is None and options.n_best > width:
-            raise UserError(
-                f"n_best={options.n_best} is more than the beam keeps, beam_size={width}; "
-                f"use beam_size={options.n_best} or more"
-            )
+        options.width(self.decode)  # an error now, rather than in the first batch
         texts = whole_characters("lines", lines)
         starts = encode_prefixes(self.vocabulary, prefixes, len(texts), self.max_length - 1)
         sources = encode_lines(self.vocabulary, texts, self.max_length, counts, starts)
@@ -373,9 +368,9 @@ class Translator:
         else:
             result = translate_batch(
                 *arguments,
-                beam_size=self._beam_size(options),
+                beam_size=options.width(self.decode),
                 # Some may be of one text.
-                results=1 if options.n_best == 1 else self._beam_size(options),
+                results=1 if options.n_best == 1 else options.width(self.decode),
                 **shape,
             )
         return jax.device_get(result)
@@ -516,9 +511,6 @@ class Translator:
         self, lengths: Int[np.ndarray, "*dims"], options: SearchOptions
     ) -> Float[np.ndarray, "*dims"]:
         return np.asarray(length_penalty(jnp.asarray(lengths), self._alpha(options)))
-
-    def _beam_size(self, options: SearchOptions) -> int:
-        return self.decode.beam_size if options.beam_size is None else options.beam_size
 
     def _alpha(self, options: SearchOptions) -> float:
         """The exponent, or the largest with which the penalty of every length is a float32.
