@@ -306,7 +306,8 @@ def finish(
     if text is None:
         return Summary(workdir, step, None, [])
     log.info("translating %d lines of the test split", len(text[0]))
-    hypotheses = Translator.from_workdir(workdir, "average", mesh=mesh).translate(text[0])
+    translator = Translator.from_workdir(workdir, "average", mesh=mesh)
+    hypotheses = translator.translate(text[0], progress=distributed.is_first())
     write_translations(workdir, "test", f"average.{step}", hypotheses)
     examples = list(zip(text[0], hypotheses, text[1], strict=True))[:: max(1, len(text[0]) // 5)]
     scores = score(hypotheses, text[1])
