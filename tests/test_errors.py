@@ -143,8 +143,12 @@ run_command(main)
     [
         (["--output=a", "--output=b"], "--output is given twice, as a and as b; give it once"),
         (["--output=a", "--output", "b"], "--output is given twice, as a and as b; give it once"),
-        (["--scores", "--noscores"], "--scores is given twice, as True and as False; give it once"),
+        (["--scores", "--noscores"], "--scores is given twice, as true and as false; give it once"),
         (["--output=a", "--output=a", "--scores", "--scores", "--output=a"], None),
+        (
+            ["--config={config}", "--config=other.py"],
+            "--config is given twice, as {config} and as other.py; give it once",
+        ),
         (["--reference=a", "--reference=b", "--output=o"], None),
         (["--config={config}", "--config.x=1", "--config.x=2", "--config.y.z=3"], None),
     ],
@@ -161,7 +165,7 @@ def test_a_flag_has_one_value(tmp_path, arguments, error):
     run = subprocess.run(
         [sys.executable, "-c", TWICE, *flags], capture_output=True, text=True, check=False
     )
-    assert run.stderr == (f"error: {error}\n" if error else "")
+    assert run.stderr == (f"error: {error.format(config=config)}\n" if error else "")
     assert run.returncode == (2 if error else 0)
     if "--config.x=2" in flags:
         assert "x: 2" in run.stdout and "z: 3" in run.stdout

@@ -141,15 +141,15 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 
 def _refuse_another_value(flag: flags.Flag) -> None:
     """Make a second value of a flag on one command line an error; absl would take the last in silence."""
-    values: list[Any] = []
+    given: list[Any] = []
 
     def parse(argument: Any) -> None:
-        type(flag).parse(flag, argument)
-        values.append(flag.value)
-        if flag.value != values[0]:
+        given.append(argument)
+        if argument != given[0]:
             raise UserError(
-                f"--{flag.name} is given twice, as {values[0]} and as {flag.value}; give it once"
+                f"--{flag.name} is given twice, as {given[0]} and as {argument}; give it once"
             )
+        type(flag).parse(flag, argument)
 
     flag.parse = parse  # type: ignore[method-assign]
 

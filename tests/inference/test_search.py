@@ -14,12 +14,13 @@ from tests.tiny_models import SENTENCES, tiny_model, tiny_vocabulary
 from transformer_jax.config import DecodeConfig, MeshConfig
 from transformer_jax.data.batch import EOS, Batch, Tokens
 from transformer_jax.errors import UserError
-from transformer_jax.inference.encoding import Counts, encode_pairs, encode_prefixes
+from transformer_jax.inference.encoding import Counts, Prefix, encode_pairs, encode_prefixes
 from transformer_jax.inference.ensemble import Ensemble, log_mean
 from transformer_jax.inference.forced import force
 from transformer_jax.inference.hypotheses import SearchOptions, perplexity, perplexity_of
 from transformer_jax.inference.padding import pad
 from transformer_jax.inference.sampling import Sampling
+from transformer_jax.inference.texts import texts_of, words_of
 from transformer_jax.inference.translator import Translator
 from transformer_jax.training.sharding import make_mesh
 
@@ -175,6 +176,7 @@ def test_a_prefix_stays_as_it_is_also_what_the_vocabulary_does_not_have(translat
         ("Hund Ω", "the", "Hund Ωthe"),
         ("Hund Ω", "▁the", "Hund Ω the"),
         ("Hund Ω", "", "Hund Ω"),
+        ("Ω\u2028\u2028Hund", "▁the", "Ω Hund the"),
     ],
 )
 def test_what_follows_a_prefix_begins_a_word_or_goes_on_with_it(translator, prefix, rest, text):
@@ -182,10 +184,16 @@ def test_what_follows_a_prefix_begins_a_word_or_goes_on_with_it(translator, pref
     pieces = [rest[:2], *rest[2:]] if rest.startswith("▁") else [*rest]
     ids = ids_of(translator.vocabulary, pieces)
     [start] = encode_prefixes(translator.vocabulary, [prefix], 1, 23)
-    assert translator._texts([start.ids + ids], [start]) == [text]
-    words = translator._words(start.ids + ids, start)
+    assert texts_of(translator.vocabulary, [start.ids + ids], [start]) == [text]
+    words = words_of(translator.vocabulary, start.ids + ids, start)
     assert len(words) == len(start.ids + ids) - 1
     assert {number for each in words for number in each} == set(range(len(text.split())))
+
+
+def test_a_prefix_of_no_piece_is_none(vocabulary, monkeypatch):
+    """As a vocabulary's normalisation makes of a zero-width space."""
+    monkeypatch.setattr(vocabulary.__class__, "encode_targets", lambda _, lines: [[EOS]])
+    assert encode_prefixes(vocabulary, ["\u200b"], 1, 23) == [Prefix()]
 
 
 def test_half_a_character_is_that_line_s_alone(translator, vocabulary):

@@ -32,7 +32,7 @@ class Counts:
 class Prefix:
     """What a line's translation begins with."""
 
-    text: str = ""  # none if the ids are only the first of it
+    text: str = ""  # none if the ids are none, or only the first of it
     ids: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -139,7 +139,7 @@ def encode_prefixes(
         )
     encoded = [ids[:-1] for ids in vocabulary.encode_targets(prefixes)]  # without EOS
     return [
-        Prefix(text if len(ids) <= longest else "", ids[:longest])
+        Prefix(text if 0 < len(ids) <= longest else "", ids[:longest])
         for text, ids in zip(prefixes, encoded, strict=True)
     ]
 

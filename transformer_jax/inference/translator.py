@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import logging
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,8 @@ from transformer_jax.inference.padding import (
     pad,
     pad_prefixes,
 )
-from transformer_jax.inference.words import SPACE, Words, align_words, words_of_ids, words_of_text
+from transformer_jax.inference.texts import texts_of, words_of
+from transformer_jax.inference.words import Words, align_words, words_of_text
 from transformer_jax.model.decoding import SearchWeights
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.progress import Bar
@@ -51,7 +51,6 @@ from transformer_jax.progress import Bar
 log = logging.getLogger(__name__)
 
 Params = Any  # the model's weights, nested by module and parameter name
-LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")  # all that str.splitlines knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +220,8 @@ class Translator:
         """For every line its translations, best first, or samples in the order of their drawing.
 
         A line has options.n_best of them, fewer only where the beam has no more of different text; a
-        blank line has one, of no text. Samples are as they were drawn. Limits are those of `translate`, with options.max_length the lower of both.
+        blank line has one, of no text. Samples are as they were drawn. Limits are those of `translate`,
+        with options.max_length the lower of both.
 
         Args:
           lines: one sentence each.
@@ -394,7 +394,7 @@ class Translator:
             if result.lengths[row, place] > 0
         ]
         ids = [result.ids[at][: result.lengths[at]].tolist() for at in rows]
-        texts = self._texts(ids, [sentences[row].prefix for row, _ in rows])
+        texts = texts_of(self.vocabulary, ids, [sentences[row].prefix for row, _ in rows])
         if options.sampling is None:
             kept = _distinct([row for row, _ in rows], texts, options.n_best)
             rows = [rows[number] for number in kept]
@@ -408,7 +408,7 @@ class Translator:
                     words_of_text(sentence.text, self.vocabulary.split) for sentence in sentences
                 ]
                 words = [
-                    (of_source[row], self._words(found, sentences[row].prefix))
+                    (of_source[row], words_of(self.vocabulary, found, sentences[row].prefix))
                     for (row, _), found in zip(rows, ids, strict=True)
                 ]
             hypotheses = self._forced(pairs, texts, words, options)
@@ -428,42 +428,6 @@ class Translator:
         for (row, _), hypothesis in zip(rows, hypotheses, strict=True):
             of_sentence[row].append(hypothesis)
         return of_sentence
-
-    def _texts(self, ids: list[list[int]], prefixes: list[Prefix]) -> list[str]:
-        """The text of each translation, which begins with its prefix's."""
-        rests = [
-            found[len(prefix.ids) :] if prefix.text else found
-            for found, prefix in zip(ids, prefixes, strict=True)
-        ]
-        return [
-            LINE_BREAKS.sub(" ", self._behind(prefix, rest) + text)
-            for prefix, rest, text in zip(
-                prefixes, rests, self.vocabulary.decode(rests), strict=True
-            )
-        ]
-
-    def _behind(self, prefix: Prefix, rest: list[int]) -> str:
-        """The prefix's text, and a space if what follows begins a word."""
-        pieces = self.vocabulary.pieces
-        space = (
-            bool(prefix.text)
-            and rest[0] != EOS
-            and (pieces[rest[0]].startswith(SPACE) or pieces[prefix.ids[-1]].endswith(SPACE))
-        )
-        return prefix.text + " " * space
-
-    def _words(self, ids: list[int], prefix: Prefix) -> Words:
-        """The words of each token but EOS in the text that `_texts` makes of them."""
-        if not prefix.text:
-            return words_of_ids(ids[:-1], self.vocabulary.decode)
-        rest = ids[len(prefix.ids) :]
-        [text] = self._texts([ids], [prefix])
-        goes_on = not text[len(prefix.text) :][:1].isspace()  # the last word of the prefix
-        before = len(prefix.text.split()) - goes_on
-        return words_of_text(prefix.text, self.vocabulary.split_targets) + [
-            tuple(before + number for number in words)
-            for words in words_of_ids(rest[:-1], self.vocabulary.decode)
-        ]
 
     def _forced(
         self,
