@@ -209,6 +209,8 @@ def test_the_config_of_an_older_run_is_read():
     written = json.loads(resolve(get_config("demo")).to_json())
     del written["model"]["norm_epsilon"], written["train"]["on_bad_step"]
     assert Config.from_json(json.dumps(written)) == resolve(get_config("demo"))
+    del written["data"]["normalization"]
+    assert Config.from_json(json.dumps(written)).data.normalization == "identity", "as it was then"
 
 
 def test_the_home_folder_may_be_written_as_a_shell_has_it(monkeypatch):

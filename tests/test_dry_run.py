@@ -14,6 +14,8 @@ from transformer_jax.collectives import Collective, bytes_of_collectives, bytes_
 from transformer_jax.config import MeshConfig, resolve
 from transformer_jax.dry_run import batch_shapes, compile_step, dry_run
 from transformer_jax.errors import UserError
+from transformer_jax.replay import replay
+from transformer_jax.run import run_training
 from transformer_jax.training.metrics import read_metrics
 from transformer_jax.training.sharding import make_mesh
 from transformer_jax.training.step import abstract_state
@@ -131,10 +133,11 @@ def test_main_makes_no_folder_in_a_dry_run_and_replays_a_step(tmp_path):
     dry = main("--dry_run")
     assert dry.returncode == 0, dry.stderr
     assert "FLOPs a step" in dry.stdout and not workdir.exists()
-    assert main("--replay_step=1").returncode == 2  # there is no run folder
-    assert main().returncode == 0
-    wrong = main("--replay_step=7")
-    assert wrong.returncode == 2 and "config.train.num_steps is 6" in wrong.stderr
+    with pytest.raises(UserError, match="is no run folder"):
+        replay(resolve(config), workdir, 1)
+    run_training(resolve(config), workdir)
+    with pytest.raises(UserError, match=r"config\.train\.num_steps is 6"):
+        replay(resolve(config), workdir, 7)
     (tmp_path / "corpus").rename(tmp_path / "moved")  # the run folder is enough
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
     replayed = main("--replay_step=6")

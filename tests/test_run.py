@@ -23,7 +23,7 @@ from transformer_jax.config import resolve
 from transformer_jax.errors import UserError
 from transformer_jax.files import alone_in
 from transformer_jax.inference.translator import Translator
-from transformer_jax.run import _signals, check_same, describe, run_training
+from transformer_jax.run import _signals, check_same, describe, run_training, settled
 
 # Nothing to evaluate: neither a search nor a likelihood has to be compiled.
 ONLY_TRAINING = {"train": "train", "validation": "", "test": ""}
@@ -139,6 +139,20 @@ def test_a_run_goes_on_where_its_data_moved_and_the_run_that_it_started_from(fin
     (tmp_path / "moved" / "config.json").write_text(other)
     with pytest.raises(UserError, match=r"made with config\.model\.d_ff=16, this config has 17"):
         run_training(resolve(config), tmp_path / "run")
+
+
+def test_a_run_keeps_what_its_vocabulary_was_learned_with(finished, tmp_path, caplog):
+    """The same command goes on, though a config's default or configs/base.py is another one now."""
+    workdir = shutil.copytree(finished[1].workdir, tmp_path / "run")
+    written = json.loads((workdir / "config.json").read_text())
+    del written["data"]["normalization"]  # an earlier version's
+    (workdir / "config.json").write_text(json.dumps(written))
+    config = finished[0].copy_and_resolve_references()
+    config.data.byte_fallback = True
+    data = settled(resolve(config), workdir).data
+    assert (data.normalization, data.byte_fallback) == ("identity", False)
+    assert "config.data.byte_fallback stays False in" in caplog.text
+    assert settled(resolve(config), tmp_path / "new").data == resolve(config).data
 
 
 def test_a_closed_terminal_ends_a_run_as_sigterm_does_but_not_under_nohup():
