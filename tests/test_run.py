@@ -155,17 +155,15 @@ def test_a_run_keeps_what_its_vocabulary_was_learned_with(finished, tmp_path, ca
     assert settled(resolve(config), tmp_path / "new").data == resolve(config).data
 
 
-def test_a_closed_terminal_ends_a_run_as_sigterm_does_but_not_under_nohup():
-    with _signals() as caught:
-        signal.raise_signal(signal.SIGHUP)
-    assert caught == [signal.SIGHUP]
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_ends_a_run_as_sigterm_does_but_not_under_nohup(nohup):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     try:
         with _signals() as caught:
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert caught == []
+    assert caught == ([] if nohup else [signal.SIGHUP])
 
 
 def test_a_folder_whose_checkpoints_would_be_lost_is_refused_before_anything_is_made(tmp_path):
