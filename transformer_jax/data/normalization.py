@@ -64,6 +64,7 @@ _TABLE = str.maketrans(
     dict.fromkeys(_SPACES, " ")
     | dict.fromkeys(_INVISIBLE)
     | dict.fromkeys("\u2010\u2011", "-")
+    | {"\u2585": "\u2584"}  # a block that sentencepiece keeps for itself, and the next lower one
     | {form: _common_form(form) for form in _FORMS if _common_form(form) != form}
 )
 # Kept behind Arabic, Syriac and the scripts of India; Burmese, Khmer, Mongolian; symbols and emoji.
