@@ -371,6 +371,7 @@ def test_a_disk_that_is_full_keeps_the_last_checkpoint_whole(small_filesystem, t
     last = full.stderr.strip().splitlines()[-1]
     assert full.returncode == 2, full.stderr
     assert full.stderr.splitlines()[0] == "devices: 1 x cpu", "a fall-back to the CPU is seen"
+    assert "compiling the step for batches of " in full.stderr
     assert last.startswith(f"error: a checkpoint could not be saved in {workdir}/checkpoints")
     assert "MB are free there" in last
     assert "Traceback" not in full.stderr

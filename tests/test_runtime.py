@@ -47,6 +47,16 @@ def test_commands_take_a_cpu_for_its_cores_or_for_what_is_asked(asked):
     assert run.stderr.splitlines() == [f"devices: {count} x cpu"]
 
 
+def test_a_training_without_a_command_is_seen_too():
+    """As in a notebook, where nobody has set up a log."""
+    run = run_python("""if True:
+        from transformer_jax import runtime
+        runtime.show_log()
+        runtime.show_log()
+        runtime.log.info("step 2")""")
+    assert run.stderr == "step 2\n"
+
+
 def test_devices_that_are_not_there_are_one_line():
     run = run_python(
         """if True:

@@ -16,7 +16,6 @@ import difflib
 import json
 import math
 import numbers
-import os
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -24,6 +23,7 @@ from typing import Any, ClassVar
 import ml_collections
 
 from transformer_jax.errors import UserError
+from transformer_jax.files import with_home
 
 ATTENTION_IMPLEMENTATIONS = ("reference", "xla", "xla_chunked", "pallas", "mosaic_gpu")
 PRECISIONS = ("float32", "int16", "bfloat16", "int8")  # that a search multiplies in
@@ -82,7 +82,7 @@ class _Checked:
             name = f"{self._name}.{field.name}"
             value = _of_type(field.type, getattr(self, field.name), name)
             if field.metadata.get("place"):
-                value = os.path.expanduser(value)  # noqa: PTH111  (Path's fails without a home)
+                value = with_home(value)
             object.__setattr__(self, field.name, value)
             allowed, holds = field.metadata.get("rule", _ANY)
             if not holds(value):
@@ -150,9 +150,7 @@ class DataConfig(_Checked):
     target_lang: str = "de"
     vocab_size: int = _field(37_000, _above(3))
     vocab_type: str = _field("bpe", _one_of("bpe", "unigram"))
-    vocab_path: str = (
-        _place()
-    )  # a sentencepiece model to use instead of training one, with its own rules
+    vocab_path: str = _place()  # a sentencepiece model, with rules of its own, instead of learning
     # What a learned vocabulary does to text before it divides it, in translating, too. same_look: text
     # that looks the same has the same ids (data/normalization.py); identity: only the same text has;
     # sentencepiece's own rules make other characters as well, such as "m2" of "m²".

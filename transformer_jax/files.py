@@ -156,6 +156,11 @@ def _check_descriptor(number: int, path: Path) -> None:
         raise UserError(f"{path} cannot be written: it is open for reading")
 
 
+def with_home(path: str) -> str:
+    """The path with the home folder for a ~ in front, or as it is for a user who has none."""
+    return os.path.expanduser(path)  # noqa: PTH111  (Path's fails without a home)
+
+
 def take_place(temporary: Path, final: Path) -> None:
     """Give a complete file the name of one that may be there already."""
     try:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags that name files and folders; ~ in front is the home folder, which shells leave alone behind `=`."""
 
-import os
 from typing import Any
 
 from absl import flags
+
+from transformer_jax.files import with_home
 
 flags.disclaim_key_flags()  # --help shows them with the module that defines them
 
 
 class _PathParser(flags.ArgumentParser[str]):
     def parse(self, argument: str) -> str:
-        return os.path.expanduser(argument)  # noqa: PTH111  (Path's fails without a home)
+        return with_home(argument)
 
     def flag_type(self) -> str:
         return "path"

@@ -16,6 +16,7 @@ import absl.logging
 import jax
 
 from transformer_jax.errors import UserError, first_line
+from transformer_jax.files import with_home
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,7 @@ def _prepare_cpu() -> None:
 
 def _keep_compiled() -> None:
     """Have JAX keep compiled programs in the user's cache, if the user has a home."""
-    home = os.path.expanduser("~/.cache")  # noqa: PTH111  (Path's fails without a home)
-    cache = os.environ.get("XDG_CACHE_HOME") or home
+    cache = os.environ.get("XDG_CACHE_HOME") or with_home("~/.cache")
     if cache.startswith("~"):
         log.warning(
             "there is no home folder, so compiled programs are not kept; JAX_COMPILATION_CACHE_DIR=... "

@@ -16,6 +16,7 @@ import pkgutil
 from pathlib import Path
 
 from transformer_jax.errors import UserError
+from transformer_jax.files import with_home
 
 if not (Path(__file__).parent / "base.py").exists():
     __path__.append(str(Path(__file__).parents[2] / "configs"))
@@ -27,7 +28,7 @@ def find(path: str) -> Path:
     Raises:
       UserError: there is no such file.
     """
-    file = Path(path).expanduser()
+    file = Path(with_home(path))
     if file.is_file():
         return file
     names = sorted(f"{module.name}.py" for module in pkgutil.iter_modules(__path__))

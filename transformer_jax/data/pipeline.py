@@ -107,12 +107,7 @@ def _check_moved(
             f"config.data.vocab_path={new.vocab_path!r} has another vocabulary than the one that {workdir} "
             f"was made with; use another --workdir, or a file with the bytes of {model}"
         )
-    changed = [
-        f"config.data.{name}={getattr(new, name)!r}"
-        for name in ("path", "splits")
-        if getattr(new, name) != getattr(old.data, name)
-    ]
-    if not changed:
+    if new.path == old.data.path:
         return
     record = made_from(workdir / "data" / "train") or read_record(workdir)
     other = [] if record is None or train.made(record) else ["train"]
@@ -123,7 +118,7 @@ def _check_moved(
             other.append(split)
     if other:
         raise UserError(
-            f"{' and '.join(changed)} leads to another text of {' and '.join(other)} than the one that "
+            f"config.data.path={new.path!r} leads to another text of {' and '.join(other)} than the one that "
             f"{workdir} was made from; use another --workdir, or a place where the same text is"
         )
 

@@ -3,9 +3,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-Words = list[
-    tuple[int, ...]
-]  # for each piece the words that it stands in: one, but for rare pieces
+# For each piece the words that it stands in: one, but for rare pieces.
+Words = list[tuple[int, ...]]
 
 SPACE = "▁"  # what a sentencepiece writes for a space
 
